@@ -1,0 +1,52 @@
+"""AI decisions and durable workflows for Apache Airflow.
+
+A flow is defined once, as a ``Chain`` or a ``Graph`` of plain functions and ``Decision``s, and means the same in one
+task, and on Temporal. Names are loaded when they are first used: importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beluga_airflow.errors import BelugaError, InvalidFlow, InvalidInput
+    from beluga_airflow.graph import Chain, Decision, FlowResult, Graph, Retry, StepContext, Stop
+    from beluga_airflow.local import run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BelugaError": "beluga_airflow.errors",
+    "InvalidFlow": "beluga_airflow.errors",
+    "InvalidInput": "beluga_airflow.errors",
+    "Chain": "beluga_airflow.graph",
+    "Decision": "beluga_airflow.graph",
+    "FlowResult": "beluga_airflow.graph",
+    "Graph": "beluga_airflow.graph",
+    "Retry": "beluga_airflow.graph",
+    "StepContext": "beluga_airflow.graph",
+    "Stop": "beluga_airflow.graph",
+    "run": "beluga_airflow.local",
+}
+
+__all__ = [
+    "BelugaError",
+    "Chain",
+    "Decision",
+    "FlowResult",
+    "Graph",
+    "InvalidFlow",
+    "InvalidInput",
+    "Retry",
+    "StepContext",
+    "Stop",
+    "__version__",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,15 @@
+"""``airflow beluga model-server``."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from beluga_airflow.llm.model_server import main
+
+__all__ = ["model_server"]
+
+
+def model_server(arguments: Namespace) -> None:
+    """Serve until told to stop."""
+    sys.exit(main(arguments.arguments))

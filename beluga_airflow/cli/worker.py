@@ -1,0 +1,69 @@
+"""``airflow beluga worker``: a process that runs flows from Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import sys
+from argparse import Namespace
+
+from airflow.configuration import conf
+
+from beluga_airflow.errors import BelugaError
+from beluga_airflow.hooks.backends import AirflowBackends
+from beluga_airflow.hooks.temporal import TemporalHook
+from beluga_airflow.temporal.client import connect
+from beluga_airflow.temporal.worker import serve, set_up_tracing, tracing_plugins, worker_for
+
+__all__ = ["worker"]
+
+log = logging.getLogger(__name__)
+
+
+def worker(arguments: Namespace) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what has begun. Exits 1 with the reason when it cannot start."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "httpx2"):  # a line a model call
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # connections that were made in Airflow's UI are in its database; this is how its own servers find them
+    os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
+    dags = conf.get("core", "dags_folder")
+    if dags not in sys.path:
+        sys.path.append(dags)
+    try:
+        for name in arguments.imports:
+            _imported(name)
+        asyncio.run(_serve(arguments))
+    except BelugaError as error:
+        sys.exit(f"beluga worker: {error}")
+
+
+async def _serve(arguments: Namespace) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    set_up_tracing()
+    target = await TemporalHook(arguments.temporal_conn_id).target()
+    client = await connect(target, plugins=tracing_plugins())
+    async with AirflowBackends() as backends:
+        store = await backends.store(None)
+        log.info("state store %s; Temporal %s, namespace %r", store.url, target.address, target.namespace)
+        await serve(
+            worker_for(
+                client,
+                backends,
+                task_queue=arguments.task_queue or target.task_queue,
+                concurrency=arguments.concurrency,
+            ),
+            stop,
+        )
+
+
+def _imported(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        sys.exit(f"beluga worker: --import {name}: {error}; install it here, or put its folder on PYTHONPATH")

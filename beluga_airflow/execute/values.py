@@ -1,0 +1,162 @@
+"""Values between steps: everything is JSON, and annotations bring types back."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from datetime import date
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+from beluga_airflow.errors import InvalidFlow, InvalidInput, InvalidOutput, MissingKey
+
+__all__ = ["StepInputs", "copied", "rehydrated", "to_json"]
+
+DEPTH = 100
+"""Levels of nesting that data may have."""
+
+
+class StepInputs(dict[str, Any]):
+    """The data that a step sees: a dict that names the step when a key is missing."""
+
+    def __init__(self, data: Mapping[str, Any], step: str) -> None:
+        super().__init__(data)
+        self.step = step
+
+    def __missing__(self, key: str) -> Any:
+        raise missing(self.step, key, self)
+
+
+def missing(step: str, key: str, data: Mapping[str, Any]) -> MissingKey:
+    """The error for a key that a step reads and nobody provided."""
+    there = ", ".join(sorted(data)[:20]) or "nothing"
+    return MissingKey(
+        f"step {step!r} reads {key!r}, which neither the input nor an earlier step provided; there is: {there}"
+    )
+
+
+def to_json(value: Any, where: str, depth: int = 0) -> Any:
+    """A copy of ``value`` as JSON: dataclasses and pydantic models become objects, dates and decimals texts.
+
+    Args:
+        value: what a user's function returned, or a flow's input.
+        where: names the value in the error.
+        depth: levels above this value.
+
+    Raises:
+        InvalidOutput: something in it is not JSON.
+    """
+    kind = type(value)
+    if value is None or kind is str or kind is bool or kind is int:
+        return value
+    if kind is float:
+        if math.isfinite(value):
+            return value
+        raise InvalidOutput(f"{where} is {value}, which JSON cannot hold; return a finite number or None")
+    if depth > DEPTH:
+        raise InvalidOutput(f"{where} is nested deeper than {DEPTH} levels")
+    if isinstance(value, Mapping):
+        return _object(value, where, depth)
+    if kind is list or kind is tuple:
+        return [to_json(item, f"{where}[{place}]", depth + 1) for place, item in enumerate(value)]
+    return _converted(value, where, depth)
+
+
+def _object(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
+    result = {}
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise InvalidOutput(f"{where} has the key {key!r}, a {type(key).__name__}; keys must be texts")
+        result[key] = to_json(item, f"{where}[{key!r}]", depth + 1)
+    return result
+
+
+def _converted(value: Any, where: str, depth: int) -> Any:
+    if isinstance(value, Enum):
+        return to_json(value.value, where, depth + 1)
+    # subclasses of texts and numbers: their own behaviour does not travel
+    if isinstance(value, str):
+        return "".join(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return to_json(float(value), where, depth)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _object(fields, where, depth)
+    if hasattr(value, "model_dump") and hasattr(type(value), "model_fields"):
+        return to_json(value.model_dump(mode="json"), where, depth + 1)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal) and value.is_finite():
+        return str(value)
+    raise InvalidOutput(
+        f"{where} is a {type(value).__name__}, which is not JSON; return dicts, lists, texts, numbers, dates, "
+        "decimals, dataclasses or pydantic models"
+    )
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of JSON."""
+    if type(value) is dict:
+        return {key: copied(item) for key, item in value.items()}
+    if type(value) is list:
+        return [copied(item) for item in value]
+    return value
+
+
+def rehydrated(function: Callable[..., Any], data: StepInputs) -> Any:
+    """``data`` as the type that the function's first parameter is annotated with; a dict where it says nothing.
+
+    Raises:
+        InvalidInput: the data does not fit the annotation.
+    """
+    adapter = _adapter(function)
+    if adapter is None:
+        return data
+    from pydantic import ValidationError
+
+    try:
+        return adapter.validate_python(dict(data))
+    except ValidationError as error:
+        # without the input: it may be anybody's text
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        text = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'the data'}: {fault['msg']}" for fault in faults[:10])
+        raise InvalidInput(f"step {data.step!r} got data that its annotation refuses: {text}") from None
+
+
+@lru_cache(maxsize=4096)
+def _adapter(function: Callable[..., Any]) -> Any:
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()))
+    except (ValueError, StopIteration):
+        return None
+    annotation = first.annotation
+    if isinstance(annotation, str):
+        annotation = _evaluated(annotation, function)
+    origin = getattr(annotation, "__origin__", annotation)
+    if annotation is inspect.Parameter.empty or annotation is Any or origin in (dict, Mapping):
+        return None
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(annotation)
+
+
+def _evaluated(annotation: str, function: Callable[..., Any]) -> Any:
+    inner = inspect.unwrap(getattr(function, "__func__", function))
+    inner = getattr(inner, "func", inner)  # functools.partial
+    if not hasattr(inner, "__globals__"):
+        inner = type(inner).__call__
+    scope = dict(vars(sys.modules[inner.__module__])) | dict(inspect.getclosurevars(inner).nonlocals)
+    try:
+        return eval(annotation, scope)  # noqa: S307  # the author's own annotation, as typing.get_type_hints does
+    except NameError as error:
+        raise InvalidFlow(
+            f"the annotation {annotation!r} of {inner.__qualname__} cannot be resolved: {error}; import its type at "
+            "module level, outside `if TYPE_CHECKING`"
+        ) from error

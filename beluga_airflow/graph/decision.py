@@ -1,0 +1,120 @@
+"""A decision: a step that asks a language model, and may answer only inside what its author allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Final, Literal
+
+__all__ = ["UNSET", "Decision"]
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+UNSET: Final[Any] = _Unset()
+"""Stands for "no fallback": None, False and 0 are answers."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A question to a language model, with everything that bounds its answer.
+
+    Args:
+        question: the author's words; no template, no data.
+        choices: the answers allowed, with or without a description each: ``{"expedite": "ship today"}`` or
+            ``["yes", "no"]``. Give ``choices`` or ``output_type``.
+        output_type: ``bool``, ``int``, ``float``, or a pydantic model, where the answer is not one of a list.
+        reads: the keys of the data that the model sees; it sees nothing else.
+        output_key: where the answer goes in the data; the step's name when left out.
+        instructions: more of the author's words, put into the system message.
+        rules: ``(predicate, answer)`` pairs, tried in order on the data read, before the model and for nothing.
+        fallback: the answer when the model comes to none: a value, or a function of the data read.
+        on_uncertain: what then happens: ``"fallback"`` (the default where a fallback is given) or ``"fail"``.
+        reason: whether to ask for a reason, which comes after the answer.
+        max_reprompts: how often an answer that does not fit is asked for again, with what was wrong.
+        max_tokens: the most tokens an answer may have.
+        model: the model, instead of the connection's.
+        llm_conn_id: the connection, instead of the operator's.
+    """
+
+    question: str
+    _: KW_ONLY
+    choices: Mapping[str, str] | Sequence[str] | None = None
+    output_type: Any = None
+    reads: Sequence[str] = ()
+    output_key: str | None = None
+    instructions: str | None = None
+    rules: Sequence[tuple[Callable[[dict[str, Any]], bool], Any]] = ()
+    fallback: Any = UNSET
+    on_uncertain: Literal["fallback", "fail"] | None = None
+    reason: bool = True
+    max_reprompts: int = 1
+    max_tokens: int = 500
+    model: str | None = None
+    llm_conn_id: str | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The choices' names, in the author's order; empty where ``output_type`` is given."""
+        return tuple(self.choices or ())
+
+    def describe(self, label: str) -> str:
+        """What the author says about a choice, or an empty text."""
+        return self.choices.get(label, "") if isinstance(self.choices, Mapping) else ""
+
+    @property
+    def when_uncertain(self) -> str:
+        """``on_uncertain``, with its default."""
+        return self.on_uncertain or ("fail" if self.fallback is UNSET else "fallback")
+
+    def faults(self) -> list[str]:
+        """What makes this decision meaningless, as clauses of a sentence; empty when it is sound."""
+        found = []
+        if not self.question.strip():
+            found.append("its question is empty")
+        if (self.choices is None) == (self.output_type is None):
+            found.append("it needs either choices or an output_type")
+        found += self._fault_of_choices()
+        if isinstance(self.reads, str):
+            found.append(f"reads is the text {self.reads!r}, it must be a list of keys")
+        elif not self.reads:
+            found.append("reads names no key, so the model would see nothing to decide on")
+        if self.on_uncertain == "fallback" and self.fallback is UNSET:
+            found.append("on_uncertain is 'fallback' but no fallback is given")
+        if self.on_uncertain not in (None, "fallback", "fail"):
+            found.append(f"on_uncertain is {self.on_uncertain!r}, it must be 'fallback' or 'fail'")
+        if self.max_reprompts < 0:
+            found.append(f"max_reprompts is {self.max_reprompts}, it must be 0 or more")
+        if self.max_tokens < 1:
+            found.append(f"max_tokens is {self.max_tokens}, it must be 1 or more")
+        return found
+
+    def _fault_of_choices(self) -> list[str]:
+        if self.choices is None:
+            return []
+        if isinstance(self.choices, str):
+            return [f"choices is the text {self.choices!r}, it must be a mapping or a list"]
+        labels = self.labels
+        found = []
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            found.append("choices must be two or more different answers")
+        if any(not isinstance(label, str) or not label.strip() for label in labels):
+            found.append("a choice must be a text that is not empty")
+        answers = [answer for _, answer in self.rules]
+        if self.fallback is not UNSET and not callable(self.fallback):
+            answers.append(self.fallback)
+        outside = [answer for answer in answers if not callable(answer) and answer not in labels]
+        if outside:
+            found.append(f"{outside[0]!r}, of its rules or fallback, is none of its choices")
+        return found
+
+    def named(self, step: str) -> Decision:
+        """This decision with its output key settled, as the step called ``step``."""
+        return self if self.output_key else dataclasses.replace(self, output_key=step)

@@ -1,0 +1,53 @@
+"""Finding a flow by its import path, and the path of a flow."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from beluga_airflow.errors import FlowNotFound
+from beluga_airflow.graph.flow import Flow
+
+__all__ = ["load_flow", "path_of"]
+
+
+def load_flow(path: str) -> Flow:
+    """The flow at ``module:name``, checked.
+
+    Raises:
+        FlowNotFound: the path is malformed, the module cannot be imported here, or has no such flow.
+        InvalidFlow: it is there, and cannot run.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise FlowNotFound(f"{path!r} is not the import path of a flow; write it as 'package.module:name'")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise FlowNotFound(
+            f"flow {path!r} cannot be imported in this process: {error}; install its package here, or put its folder "
+            "on the Python path (a worker: --import)"
+        ) from error
+    flow = getattr(module, name, None)
+    if not isinstance(flow, Flow):
+        found = "nothing of that name" if flow is None else f"a {type(flow).__name__}"
+        raise FlowNotFound(f"flow {path!r}: module {module_name!r} has {found} where a Chain or Graph is wanted")
+    flow.check()
+    return flow
+
+
+def path_of(flow: Flow) -> str:
+    """The import path under which any process finds this flow.
+
+    Raises:
+        FlowNotFound: it is not a module-level name of an importable module.
+    """
+    module = sys.modules.get(flow.module)
+    names = [name for name, value in vars(module).items() if value is flow] if module else []
+    if not names or flow.module == "__main__" or flow.module.startswith("unusual_prefix_"):
+        raise FlowNotFound(
+            f"flow {flow.name!r} cannot be found by a worker: it is defined in {flow.module!r}"
+            f"{'' if names else ', not as a module-level name'}. Move it to the top level of a module that Airflow and "
+            "the worker can both import, beside the DAG file say, and pass flow='that_module:its_name' or import it"
+        )
+    return f"{flow.module}:{names[0]}"

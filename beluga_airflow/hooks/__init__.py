@@ -1,0 +1,1 @@
+"""Hooks: Airflow connections to models, Temporal and state stores."""

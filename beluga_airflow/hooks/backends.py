@@ -1,0 +1,72 @@
+"""What steps need from outside, by the names of Airflow connections; for operators and for the worker."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from beluga_airflow.execute import Resources
+from beluga_airflow.hooks.llm import LLMHook
+from beluga_airflow.hooks.state import StateHook
+from beluga_airflow.llm.client import ModelClient
+from beluga_airflow.state import StateStore
+
+__all__ = ["AirflowBackends"]
+
+
+class AirflowBackends:
+    """Opens each connection once in its event loop, when it is first needed, and closes all of them together."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, StateStore] = {}
+        self._clients: dict[str, ModelClient] = {}
+        self._lock = asyncio.Lock()
+
+    async def resources(self, *, llm_conn_id: str | None, state_conn_id: str | None) -> Resources:
+        """The resources behind these connections; None: the default ones.
+
+        Raises:
+            InvalidSetting: the state connection cannot be used.
+        """
+        default_model = llm_conn_id or LLMHook.default_conn_name
+
+        async def model(conn_id: str | None) -> ModelClient:
+            return await self._model(conn_id or default_model)
+
+        return Resources(state=await self.store(state_conn_id), model=model)
+
+    async def store(self, state_conn_id: str | None) -> StateStore:
+        """The state store behind a connection; None: the default one.
+
+        Raises:
+            InvalidSetting: the connection cannot be used.
+        """
+        name = state_conn_id or StateHook.default_conn_name
+        async with self._lock:
+            if name not in self._stores:
+                self._stores[name] = await StateHook(name).store()
+            return self._stores[name]
+
+    async def _model(self, conn_id: str) -> ModelClient:
+        async with self._lock:
+            if conn_id not in self._clients:
+                self._clients[conn_id] = await LLMHook(conn_id).client()
+            return self._clients[conn_id]
+
+    async def close(self) -> None:
+        """Close everything that was opened."""
+        stores, self._stores = self._stores, {}
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.close()
+        for store in stores.values():
+            await store.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

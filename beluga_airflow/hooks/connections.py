@@ -1,0 +1,67 @@
+"""Reading Airflow connections; where the default one does not exist, the settings serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import BaseHook, Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from beluga_airflow.errors import InvalidSetting
+
+__all__ = ["bounded_number", "find_connection", "text"]
+
+
+async def find_connection(conn_id: str, *, default: str, conn_types: tuple[str, ...]) -> Connection | None:
+    """The connection, or None where it is the default one and nobody made it.
+
+    Raises:
+        InvalidSetting: a connection that was asked for by name does not exist, or is of another type.
+    """
+    try:
+        connection = await BaseHook.aget_connection(conn_id)
+    except AirflowNotFoundException:
+        if conn_id == default:
+            return None
+        raise InvalidSetting(
+            f"there is no connection {conn_id!r}; make one of type {conn_types[0]!r} in Airflow (Admin, Connections), "
+            f"or leave the argument out to use {default!r}"
+        ) from None
+    if connection.conn_type not in conn_types:
+        raise InvalidSetting(
+            f"connection {conn_id!r} is of type {connection.conn_type!r}, it must be of type {conn_types[0]!r}"
+        )
+    return connection
+
+
+def text(connection: Connection, field: str) -> str | None:
+    """A field of the connection's extra; None where it is empty."""
+    value = _extra(connection).get(field)
+    return str(value) if value not in (None, "") else None
+
+
+def bounded_number(connection: Connection, field: str, default: float) -> float:
+    """A field of the connection's extra that must be a number above 0.
+
+    Raises:
+        InvalidSetting: it is not.
+    """
+    value = text(connection, field)
+    try:
+        number = default if value is None else float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise InvalidSetting(f"{field} of connection {connection.conn_id!r} is {value!r}, it must be a number above 0")
+    return number
+
+
+def _extra(connection: Connection) -> dict[str, Any]:
+    try:
+        extra = connection.extra_dejson
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        # not the text itself: secrets are kept there
+        raise InvalidSetting(f"the extra of connection {connection.conn_id!r} is not a JSON object; mend it")
+    return extra

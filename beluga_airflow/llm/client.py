@@ -1,0 +1,248 @@
+"""Asking a model, and the one place where errors of the openai library become ours."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from beluga_airflow.config import LLMSettings
+from beluga_airflow.errors import InvalidSetting, ModelError, ModelRefused, ModelUnavailable
+from beluga_airflow.llm.presets import preset
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
+
+__all__ = ["SIMULATION", "Endpoint", "ModelClient", "ModelReply", "ModelRequest", "OpenAIClient", "Usage"]
+
+SIMULATION = "beluga-simulation"
+"""The ``system_fingerprint`` by which the model server of this package owns up."""
+AGAIN = frozenset({408, 409, 429})
+"""Status codes below 500 that another attempt may help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a model is, and how to be let in. ``timeout`` is in seconds, for one call."""
+
+    provider: str = LLMSettings.provider
+    model: str = LLMSettings.model
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    timeout: float = LLMSettings.timeout
+
+    @property
+    def address(self) -> str:
+        """The base URL, from the preset where none is given.
+
+        Raises:
+            InvalidSetting: the provider is unknown, or needs a base URL.
+        """
+        address = self.base_url or preset(self.provider).base_url
+        if not address:
+            raise InvalidSetting(f"model provider {self.provider!r} needs a base_url in its connection")
+        return address
+
+    @property
+    def key(self) -> str:
+        """The API key, from the provider's usual environment variable where none is given.
+
+        Raises:
+            InvalidSetting: the provider wants one and there is none.
+        """
+        variable = preset(self.provider).key_variable
+        key = self.api_key or (os.environ.get(variable) if variable else None)
+        if not key and variable:
+            raise InvalidSetting(
+                f"no API key for model provider {self.provider!r}: put it into the connection's password, "
+                f"or into the environment variable {variable}"
+            )
+        return key or "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens that were read and written."""
+
+    input: int = 0
+    output: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(input=self.input + other.input, output=self.output + other.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """One question to a model: ``messages`` as the chat API has them, and the JSON schema of the answer."""
+
+    messages: tuple[Mapping[str, str], ...]
+    schema: Mapping[str, Any]
+    max_tokens: int
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReply:
+    """What came back.
+
+    Args:
+        content: the text of the answer; empty when the model refused or was cut off.
+        trouble: why there is no whole answer, or None.
+        model: the model that answered, as the endpoint names it.
+        provider: the preset it was asked through.
+        usage: tokens paid for.
+        simulated: whether a simulation answered, not a model.
+        seconds: how long it took.
+    """
+
+    content: str
+    trouble: str | None
+    model: str
+    provider: str
+    usage: Usage
+    simulated: bool
+    seconds: float
+
+
+class ModelClient(Protocol):
+    """Whoever can answer a ``ModelRequest``."""
+
+    async def answer(self, request: ModelRequest) -> ModelReply:
+        """Ask once; no retries.
+
+        Raises:
+            ModelUnavailable: worth another try.
+            ModelRefused: not worth another try.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class OpenAIClient:
+    """A ``ModelClient`` for every endpoint that speaks the OpenAI API.
+
+    It belongs to the event loop in which it is first used.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._address, self._key = endpoint.address, endpoint.key
+        self._client: openai.AsyncOpenAI | None = None
+
+    async def answer(self, request: ModelRequest) -> ModelReply:
+        import openai
+
+        if self._client is None:
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key, base_url=self._address, timeout=self._endpoint.timeout, max_retries=0
+            )
+        started = time.monotonic()
+        try:
+            completion = await self._client.chat.completions.create(
+                model=request.model or self._endpoint.model,
+                messages=cast("list[ChatCompletionMessageParam]", list(request.messages)),
+                max_completion_tokens=request.max_tokens,
+                response_format={
+                    "type": "json_schema",
+                    "json_schema": {"name": "decision", "strict": True, "schema": dict(request.schema)},
+                },
+            )
+            return _reply(completion, self._endpoint.provider, time.monotonic() - started)
+        except openai.OpenAIError as error:
+            raise self._translated(error) from None
+        except (ValueError, AttributeError, IndexError, TypeError) as error:
+            # the body was no chat completion: the library hands it on unchecked
+            raise ModelUnavailable(
+                f"{self._who} answered something that is no chat completion ({type(error).__name__}); "
+                "check that its base_url is that of an OpenAI-compatible API"
+            ) from None
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    @property
+    def _who(self) -> str:
+        return f"the model endpoint {self._address} (provider {self._endpoint.provider!r})"
+
+    def _translated(self, error: openai.OpenAIError) -> ModelError:
+        # never the server's own message: it may repeat the key, the question or the data
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            return ModelUnavailable(f"{self._who} did not answer within {self._endpoint.timeout:g} s")
+        if isinstance(error, openai.APIStatusError):
+            return self._of_status(error)
+        if isinstance(error, openai.APIConnectionError):
+            return ModelUnavailable(f"{self._who} cannot be reached or broke off; check base_url and that it is up")
+        return ModelUnavailable(f"{self._who} answered something unreadable ({type(error).__name__})")
+
+    def _of_status(self, error: openai.APIStatusError) -> ModelError:
+        status, headers = error.status_code, error.response.headers
+        code = _word(error.code)
+        said = f"{self._who} answered {status}{f' ({code})' if code else ''}"
+        if status in (401, 403):
+            return ModelRefused(f"{said}: it refuses the API key; mend the password of the connection")
+        if code == "insufficient_quota":
+            return ModelRefused(f"{said}: the account has no quota left; top it up or use another connection")
+        wanted = headers.get("x-should-retry")
+        again = status >= 500 or status in AGAIN
+        if wanted == "true" or (wanted != "false" and again):
+            return ModelUnavailable(f"{said}; it may work later", retry_after=_retry_after(headers))
+        parameter = _word(error.param)
+        return ModelRefused(f"{said}: it refuses the request{f' over {parameter}' if parameter else ''}")
+
+
+def _reply(completion: ChatCompletion, provider: str, seconds: float) -> ModelReply:
+    choice = completion.choices[0]
+    trouble = None
+    if choice.message.refusal:
+        trouble = "the model refused to answer"
+    elif choice.finish_reason == "content_filter":
+        trouble = "a content filter stopped the answer"
+    elif choice.finish_reason == "length":
+        trouble = "the answer was cut off at max_tokens"
+    elif not choice.message.content:
+        trouble = "the answer is empty"
+    usage = completion.usage
+    return ModelReply(
+        content="" if trouble else str(choice.message.content),
+        trouble=trouble,
+        model=completion.model,
+        provider=provider,
+        usage=Usage(input=usage.prompt_tokens, output=usage.completion_tokens) if usage else Usage(),
+        simulated=(completion.system_fingerprint or "").startswith(SIMULATION),
+        seconds=seconds,
+    )
+
+
+def _word(text: object) -> str:
+    """A code of the server's, when it looks like one."""
+    word = str(text or "")
+    return word if len(word) <= 60 and word.replace("_", "").replace(".", "").isalnum() else ""
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from any of the three forms in which servers say it."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            wait = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        return wait if math.isfinite(wait) and wait >= 0 else None
+    try:
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

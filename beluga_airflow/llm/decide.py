@@ -1,0 +1,232 @@
+"""The decision core: rules, then the model, then the fallback; never outside what the author allows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from beluga_airflow.errors import ModelUnavailable, Undecided
+from beluga_airflow.graph import Decision
+from beluga_airflow.llm.answers import Misfit, fitted, parsed, schema_of
+from beluga_airflow.llm.client import ModelClient, ModelReply, ModelRequest, Usage
+from beluga_airflow.llm.prices import cost_usd
+from beluga_airflow.llm.prompt import messages_of, misfit_message
+from beluga_airflow.state import StateStore
+
+__all__ = ["DecisionRecord", "decide"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionRecord:
+    """What was decided, by whom, and what it cost.
+
+    Args:
+        answer: one of the choices, or a value of the output type, as JSON.
+        decided_by: ``rule``, ``model`` or ``fallback``.
+        reason: the model's, the rule's number, or why the fallback was taken.
+        model, provider: who answered; None where no model did.
+        simulated: whether a simulation answered in place of a model.
+        tokens: paid for, over all calls: ``{"input": ..., "output": ...}``.
+        cost_usd: by the public price list; None where it does not know the model.
+        calls: how often the model was asked.
+        attempt: the attempt of the step that came to the answer.
+        latency_ms: from the first call to the answer.
+        fingerprint: of question, choices and data, so that an auditor can tell what was decided on.
+    """
+
+    answer: Any
+    decided_by: str
+    reason: str | None
+    fingerprint: str
+    model: str | None = None
+    provider: str | None = None
+    simulated: bool = False
+    tokens: dict[str, int]
+    cost_usd: float | None = 0.0
+    calls: int = 0
+    attempt: int
+    latency_ms: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """This record as JSON."""
+        return asdict(self)
+
+
+@dataclass(kw_only=True)
+class _Bill:
+    """What has been paid while coming to one answer."""
+
+    started: float
+    usage: Usage = field(default_factory=Usage)
+    calls: int = 0
+    reply: ModelReply | None = None
+
+    def add(self, reply: ModelReply) -> None:
+        self.usage += reply.usage
+        self.calls += 1
+        self.reply = reply
+
+    def entries(self) -> dict[str, Any]:
+        tokens = {"input": self.usage.input, "output": self.usage.output}
+        if self.reply is None:
+            return {"tokens": tokens}
+        return {
+            "tokens": tokens,
+            "model": self.reply.model,
+            "provider": self.reply.provider,
+            "simulated": self.reply.simulated,
+            "cost_usd": cost_usd(self.usage, provider=self.reply.provider, model=self.reply.model),
+            "calls": self.calls,
+            "latency_ms": round((time.monotonic() - self.started) * 1000),
+        }
+
+
+async def decide(
+    decision: Decision,
+    data: Mapping[str, Any],
+    *,
+    key: str,
+    state: StateStore,
+    model: Callable[[str | None], Awaitable[ModelClient]],
+    attempt: int = 1,
+    last: bool = True,
+) -> DecisionRecord:
+    """Come to an answer, once: what is on record under ``key`` for the same question and data is not paid again.
+
+    Args:
+        decision: a checked decision.
+        data: exactly the keys that it reads.
+        key: names the record: idempotency key and generation.
+        state: where the record is kept; it is written before this returns.
+        model: the client for a connection id, asked only if the model is needed.
+        attempt: the attempt of the step.
+        last: whether no other attempt follows, so that a model that cannot be reached means the fallback.
+
+    Raises:
+        Undecided: no answer that fits, and no fallback.
+        ModelUnavailable: the endpoint cannot answer now, and there is another attempt or no fallback.
+        ModelRefused: the endpoint refuses the key or the request.
+        StateUnavailable: the record cannot be read or written.
+    """
+    fingerprint = _fingerprint(decision, data)
+    name = f"beluga/decisions/{key}"
+    kept = await state.get(name)
+    if kept is not None and kept["fingerprint"] == fingerprint:
+        return DecisionRecord(**kept)
+    record = _by_rule(decision, data, fingerprint, attempt)
+    if record is None:
+        bill = _Bill(started=time.monotonic())
+        try:
+            record = await _by_model(decision, data, fingerprint, attempt, model, bill)
+        except ModelUnavailable as error:
+            if not last or decision.when_uncertain != "fallback":
+                raise
+            record = _by_fallback(decision, data, fingerprint, attempt, bill, str(error))
+        except Misfit as misfit:
+            if decision.when_uncertain != "fallback":
+                raise Undecided(
+                    f"the model came to no answer that fits: {misfit}; ask more clearly or give a fallback"
+                ) from None
+            record = _by_fallback(decision, data, fingerprint, attempt, bill, str(misfit))
+    await state.set(name, record.to_json())
+    return record
+
+
+def _by_rule(decision: Decision, data: Mapping[str, Any], fingerprint: str, attempt: int) -> DecisionRecord | None:
+    for number, (predicate, answer) in enumerate(decision.rules, start=1):
+        if predicate(dict(data)):
+            return DecisionRecord(
+                answer=_own(decision, answer(dict(data)) if callable(answer) else answer),
+                decided_by="rule",
+                reason=f"rule {number}",
+                fingerprint=fingerprint,
+                attempt=attempt,
+                tokens={"input": 0, "output": 0},
+            )
+    return None
+
+
+async def _by_model(
+    decision: Decision,
+    data: Mapping[str, Any],
+    fingerprint: str,
+    attempt: int,
+    model: Callable[[str | None], Awaitable[ModelClient]],
+    bill: _Bill,
+) -> DecisionRecord:
+    client = await model(decision.llm_conn_id)
+    messages = messages_of(decision, data)
+    for asked in range(decision.max_reprompts + 1):
+        reply = await client.answer(
+            ModelRequest(
+                messages=tuple(messages),
+                schema=schema_of(decision),
+                max_tokens=decision.max_tokens,
+                model=decision.model,
+            )
+        )
+        bill.add(reply)
+        try:
+            answer, reason = parsed(decision, reply)
+        except Misfit as misfit:
+            if asked == decision.max_reprompts:
+                raise
+            log.info("a decision's answer does not fit (%s), asking again", misfit)
+            messages = [*messages, *misfit_message(reply.content, str(misfit))]
+            continue
+        return DecisionRecord(
+            answer=answer,
+            decided_by="model",
+            reason=reason,
+            fingerprint=fingerprint,
+            attempt=attempt,
+            **bill.entries(),
+        )
+    raise AssertionError("the last misfit is raised")
+
+
+def _by_fallback(
+    decision: Decision, data: Mapping[str, Any], fingerprint: str, attempt: int, bill: _Bill, why: str
+) -> DecisionRecord:
+    log.warning("a decision takes its fallback: %s", why)
+    answer = decision.fallback(dict(data)) if callable(decision.fallback) else decision.fallback
+    return DecisionRecord(
+        answer=_own(decision, answer),
+        decided_by="fallback",
+        reason=why,
+        fingerprint=fingerprint,
+        attempt=attempt,
+        **bill.entries(),
+    )
+
+
+def _own(decision: Decision, answer: Any) -> Any:
+    """An answer of the author's own rules or fallback, held to the same bounds as the model's.
+
+    Raises:
+        Undecided: it is outside them.
+    """
+    try:
+        return fitted(decision, answer)
+    except Misfit as misfit:
+        raise Undecided(
+            f"a rule or the fallback gave an answer that does not fit: {misfit}; mend the decision"
+        ) from None
+
+
+def _fingerprint(decision: Decision, data: Mapping[str, Any]) -> str:
+    about = {
+        "question": decision.question,
+        "instructions": decision.instructions,
+        "schema": schema_of(decision),
+        "descriptions": [decision.describe(label) for label in decision.labels],
+        "data": dict(data),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Operators: flows, decisions and Temporal workflows as Airflow tasks."""

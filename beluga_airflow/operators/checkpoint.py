@@ -1,0 +1,62 @@
+"""How far a flow in one task has come, kept in Airflow's task state, so that a lost worker loses no finished step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from airflow.sdk import Context
+
+from beluga_airflow.graph import Outcome, Shape
+from beluga_airflow.operators.runs import generation_of, run_parts
+from beluga_airflow.state import StateStore
+
+__all__ = ["TaskCheckpoint"]
+
+TASK_STATE_LIMIT = 60_000
+"""Characters of one outcome that Airflow's task state takes; a larger one goes to the state store."""
+
+
+class TaskCheckpoint:
+    """A ``Checkpoint`` for one task: a retry finds it, a clear or a changed flow does not.
+
+    Args:
+        context: of the running task.
+        shape: of the flow.
+        store: for outcomes too large for the task state.
+    """
+
+    def __init__(self, context: Context, shape: Shape, store: StateStore) -> None:
+        self._task_state = context["task_state_store"]
+        self._retried = context["ti"].try_number > 1
+        self._steps = tuple(shape.order)
+        self._prefix = f"beluga/{shape.fingerprint}@{generation_of(context)}"
+        self._place = "/".join(map(str, run_parts(context)))
+        self._store = store
+
+    async def load(self) -> dict[str, Outcome]:
+        if not self._retried:
+            return {}
+        outcomes = {}
+        for step in self._steps:
+            kept = await asyncio.to_thread(self._task_state.get, self._name(step))
+            if isinstance(kept, dict):
+                outcomes[step] = Outcome.from_json(await self._followed(kept))
+        return outcomes
+
+    async def save(self, step: str, outcome: Outcome) -> None:
+        entry: dict[str, Any] = outcome.to_json()
+        if len(json.dumps(entry)) > TASK_STATE_LIMIT:
+            key = f"beluga/checkpoints/{self._place}/{self._name(step)}"
+            await self._store.set(key, entry)
+            entry = {"in_state_store": key}
+        await asyncio.to_thread(self._task_state.set, self._name(step), entry)
+
+    async def _followed(self, kept: dict[str, Any]) -> dict[str, Any]:
+        key = kept.get("in_state_store")
+        found: dict[str, Any] = kept if key is None else await self._store.get(key)
+        return found
+
+    def _name(self, step: str) -> str:
+        return f"{self._prefix}/{step}"

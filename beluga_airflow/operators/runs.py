@@ -1,0 +1,116 @@
+"""What all our operators share: which run a task is, which flow it has, and how a result becomes a task's end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowFailException
+
+from beluga_airflow.errors import BelugaError, InvalidInput, InvalidSetting
+from beluga_airflow.graph import Chain, Flow, FlowResult, Graph, Identity
+from beluga_airflow.graph.locate import load_flow
+
+__all__ = [
+    "checked_flow",
+    "ended",
+    "failing_for_good",
+    "generation_of",
+    "identity_of",
+    "is_template",
+    "mapping_of",
+    "run_parts",
+]
+
+
+def checked_flow(flow: Flow | str, *, kind: type[Flow] = Flow) -> Flow:
+    """The flow that an operator was given, by object or import path, checked.
+
+    Raises:
+        InvalidFlow: it cannot run.
+        FlowNotFound: the import path leads nowhere.
+        InvalidSetting: it is something else.
+    """
+    found = load_flow(flow) if isinstance(flow, str) else flow
+    if not isinstance(found, kind):
+        wanted = {Chain: "a Chain", Graph: "a Graph"}.get(kind, "a Chain or a Graph")
+        raise InvalidSetting(f"flow= is a {type(found).__name__}, it must be {wanted}, or the import path of one")
+    found.check()
+    return found
+
+
+def generation_of(context: Context) -> int:
+    """How often a user has cleared this task: a retry keeps it, a clear raises it."""
+    ti = context["ti"]
+    return max(0, int(ti.max_tries) - int(ti.task.retries or 0))
+
+
+def run_parts(context: Context) -> tuple[str, str, str, int]:
+    """Dag, run, task and map index: what names this task's run."""
+    ti = context["ti"]
+    return ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index
+
+
+def mapping_of(inputs: Any) -> dict[str, Any]:
+    """The input that an operator was given: a mapping, or its JSON text (``"{{ params | tojson }}"`` renders one).
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if isinstance(inputs, str):
+        try:
+            inputs = json.loads(inputs)
+        except ValueError as error:
+            raise InvalidInput(f"the input is a text that is not JSON ({error}); give a mapping or its JSON") from None
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise InvalidInput(f"the input is a {type(inputs).__name__}; give a mapping or its JSON")
+    return dict(inputs or {})
+
+
+def is_template(value: object) -> bool:
+    """Whether Airflow renders this value before the task runs."""
+    return not isinstance(value, str) or "{{" in value or "{%" in value
+
+
+def identity_of(context: Context, flow: str, inputs: Mapping[str, Any], *, key: Any, key_is_field: bool) -> Identity:
+    """The identity of a run: by business key where there is one, else by dag, run, task and map index.
+
+    Raises:
+        InvalidInput: the business key is empty or missing.
+    """
+    generation = generation_of(context)
+    if key is None:
+        return Identity.of(*run_parts(context), generation=generation)
+    if key_is_field:
+        if key not in inputs:
+            raise InvalidInput(
+                f"key={key!r} names no field of the input; there is: {', '.join(sorted(inputs)) or 'nothing'}"
+            )
+        value = inputs[key]
+    else:
+        value = key
+    if value is None or str(value).strip() == "":
+        raise InvalidInput(
+            f"the business key of flow {flow!r} is empty; it must name the item, for instance an order number"
+        )
+    return Identity.of(flow, value, generation=generation)
+
+
+def ended(context: Context, result: FlowResult) -> dict[str, Any]:
+    """Push the decisions of a result and return what the task returns.
+
+    Raises:
+        AirflowFailException: the flow did not end well; its steps' retries are used up, so the task is not retried.
+    """
+    if result.decisions:
+        context["ti"].xcom_push(key="decisions", value=result.decisions)
+    if not result.ok:
+        raise AirflowFailException(f"flow {result.status}: {result.error}")
+    return {"status": result.status, "data": result.data}
+
+
+def failing_for_good(error: BelugaError) -> BaseException:
+    """An error of ours as Airflow wants it: one that no retry can help ends the task at once."""
+    return error if error.retryable else AirflowFailException(f"{type(error).__name__}: {error}")

@@ -1,0 +1,105 @@
+"""What Airflow learns of this provider while it reads its configuration: imports nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["get_provider_info"]
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Name, connection types, modules and commands, as Airflow's provider schema has them."""
+    name = "Beluga"
+    return {
+        "package-name": "beluga-airflow",
+        "name": name,
+        "description": "AI decisions and durable workflows: flows in one task and on Temporal.",
+        "integrations": [{"integration-name": name, "external-doc-url": "", "tags": ["service", "ai"]}],
+        "operators": [
+            {
+                "integration-name": name,
+                "python-modules": [
+                    "beluga_airflow.operators.flow",
+                    "beluga_airflow.operators.decision",
+                    "beluga_airflow.operators.temporal",
+                    "beluga_airflow.operators.batch",
+                ],
+            }
+        ],
+        "hooks": [
+            {
+                "integration-name": name,
+                "python-modules": [
+                    "beluga_airflow.hooks.llm",
+                    "beluga_airflow.hooks.temporal",
+                    "beluga_airflow.hooks.state",
+                ],
+            }
+        ],
+        "triggers": [{"integration-name": name, "python-modules": ["beluga_airflow.triggers.temporal"]}],
+        "extra-links": ["beluga_airflow.operators.temporal.TemporalRunLink"],
+        "cli": ["beluga_airflow.cli.commands.get_commands"],
+        "connection-types": [_llm(), _temporal(), _state()],
+    }
+
+
+def _llm() -> dict[str, Any]:
+    return {
+        "connection-type": "beluga_llm",
+        "hook-class-name": "beluga_airflow.hooks.llm.LLMHook",
+        "hook-name": "Beluga LLM",
+        "ui-field-behaviour": {
+            "hidden-fields": ["host", "port", "schema", "login", "extra"],
+            "relabeling": {"password": "API key"},
+        },
+        "conn-fields": {
+            "provider": _text("Provider", "openai, azure, anthropic, gemini, groq, mistral, ollama, vllm, ..."),
+            "model": _text("Model", "gpt-4o when left out"),
+            "base_url": _text("Base URL", "for an endpoint that is not the provider's own"),
+            "timeout": {
+                "label": "Timeout (seconds)",
+                "description": "of one call; 30 when left out",
+                "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+            },
+        },
+    }
+
+
+def _temporal() -> dict[str, Any]:
+    return {
+        "connection-type": "temporal",
+        "hook-class-name": "beluga_airflow.hooks.temporal.TemporalHook",
+        "hook-name": "Temporal",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login", "extra"],
+            "relabeling": {"password": "API key"},
+            "placeholders": {"host": "localhost", "port": "7233"},
+        },
+        "conn-fields": {
+            "namespace": _text("Namespace", "default when left out"),
+            "task_queue": _text("Task queue", "beluga-workflows when left out"),
+            "tls": {"label": "TLS", "schema": {"type": ["boolean", "null"]}},
+            "ui_url": _text("Web UI", "address of Temporal's web UI, for links from tasks"),
+        },
+    }
+
+
+def _state() -> dict[str, Any]:
+    return {
+        "connection-type": "beluga_state",
+        "hook-class-name": "beluga_airflow.hooks.state.StateHook",
+        "hook-name": "Beluga state store",
+        "ui-field-behaviour": {"hidden-fields": ["host", "port", "schema", "login", "password", "extra"]},
+        "conn-fields": {
+            "url": {
+                "label": "URL",
+                "description": "sqlite:////path/to/state.db, memory://",
+                # it may come to hold a password
+                "schema": {"type": ["string", "null"], "format": "password"},
+            },
+        },
+    }
+
+
+def _text(label: str, description: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": ["string", "null"]}}

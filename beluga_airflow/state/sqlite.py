@@ -1,0 +1,192 @@
+"""A state store in one SQLite file: shared by the processes of one machine, and the default."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from beluga_airflow.errors import StateError, StateUnavailable
+from beluga_airflow.state.base import Versioned
+from beluga_airflow.state.codec import encode
+
+__all__ = ["SqliteStore"]
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], Any]
+
+BUSY_SECONDS = 30.0
+"""How long a write waits for another process's write."""
+GROUP = 500
+"""Operations that share one commit: a commit costs more than many writes."""
+PAGE = 1_000
+"""Keys that one read of a listing takes."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value TEXT NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS version (one INTEGER PRIMARY KEY CHECK (one = 1), last INTEGER NOT NULL);
+INSERT OR IGNORE INTO version VALUES (1, 0);
+"""
+
+
+class SqliteStore:
+    """See ``StateStore``. One thread owns the connection and commits what has gathered in one go.
+
+    Args:
+        path: the file; it and its folder are made, readable by their owner only.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path).expanduser().absolute()
+        self._work: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self._path}"
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        found = await self.get_versioned(key)
+        return found.value if found else default
+
+    async def get_versioned(self, key: str) -> Versioned | None:
+        def work(db: sqlite3.Connection) -> Any:
+            return db.execute("SELECT value, version FROM state WHERE key = ?", (key,)).fetchone()
+
+        row = await self._do(work)
+        return Versioned(value=json.loads(row[0]), version=row[1]) if row else None
+
+    async def set(self, key: str, value: Any) -> int:
+        text = encode(key, value)
+        return await self._do(lambda db: _store(db, key, text))
+
+    async def compare_and_swap(self, key: str, value: Any, *, version: int | None) -> int | None:
+        text = encode(key, value)
+
+        def work(db: sqlite3.Connection) -> int | None:
+            row = db.execute("SELECT version FROM state WHERE key = ?", (key,)).fetchone()
+            return _store(db, key, text) if (row[0] if row else None) == version else None
+
+        return await self._do(work)
+
+    async def delete(self, key: str) -> bool:
+        def work(db: sqlite3.Connection) -> bool:
+            _next_version(db)
+            return db.execute("DELETE FROM state WHERE key = ?", (key,)).rowcount > 0
+
+        return await self._do(work)
+
+    async def keys(self, prefix: str) -> AsyncIterator[str]:
+        # pages after the last key seen, so that a long listing holds back no writer
+        last = prefix
+        comparison = ">="
+        while True:
+            page = await self._do(_page(comparison, last))
+            for key in page:
+                if not key.startswith(prefix):
+                    return
+                yield key
+            if len(page) < PAGE:
+                return
+            last, comparison = page[-1], ">"
+
+    async def close(self) -> None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._work.put(None)
+        if thread is not None:
+            await asyncio.to_thread(thread.join)
+
+    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        future: Future[T] = Future()
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="beluga-state", daemon=True)
+                self._thread.start()
+            self._work.put((work, future))
+        return await asyncio.wrap_future(future)
+
+    def _run(self) -> None:
+        db: sqlite3.Connection | None = None
+        while (first := self._work.get()) is not None:
+            group = [first]
+            ended = False
+            while len(group) < GROUP and not self._work.empty():
+                item = self._work.get()
+                if item is None:
+                    ended = True
+                    break
+                group.append(item)
+            try:
+                db = db or self._open()
+                _commit(db, group)
+            except (sqlite3.Error, OSError) as error:
+                _discard(db)
+                db = None
+                for _, future in group:
+                    if not future.done():
+                        future.set_exception(self._translated(error))
+            if ended:
+                break
+        _discard(db)
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path.touch(mode=0o600)
+        db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.executescript(SCHEMA)
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _translated(self, error: Exception) -> StateError:
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            return StateError(f"the state store {self.url} is damaged: {error}; restore it or move it away")
+        return StateUnavailable(f"the state store {self.url} cannot be used now: {error}; check the file and its disk")
+
+
+def _commit(db: sqlite3.Connection, group: list[tuple[Work, Future[Any]]]) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        results = [work(db) for work, _ in group]
+        db.execute("COMMIT")
+    except sqlite3.Error:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    for (_, future), result in zip(group, results, strict=True):
+        if not future.cancelled():
+            future.set_result(result)
+
+
+def _discard(db: sqlite3.Connection | None) -> None:
+    if db is not None:
+        db.close()
+
+
+def _next_version(db: sqlite3.Connection) -> int:
+    return int(db.execute("UPDATE version SET last = last + 1 RETURNING last").fetchone()[0])
+
+
+def _store(db: sqlite3.Connection, key: str, text: str) -> int:
+    version = _next_version(db)
+    db.execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (key, text, version))
+    return version
+
+
+def _page(comparison: str, last: str) -> Callable[[sqlite3.Connection], list[str]]:
+    # `comparison` is one of our own two operators, never a caller's text
+    statement = f"SELECT key FROM state WHERE key {comparison} ? ORDER BY key LIMIT {PAGE}"  # noqa: S608
+    return lambda db: [row[0] for row in db.execute(statement, (last,))]

@@ -1,0 +1,169 @@
+"""The one deterministic workflow that runs any flow: a short loop over ``Progress``."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
+
+with workflow.unsafe.imports_passed_through():
+    from opentelemetry import trace
+    from temporalio.contrib.opentelemetry import ReplaySafeTracerProvider
+
+    from beluga_airflow.graph import FlowResult, Outcome, Retry, Shape
+    from beluga_airflow.graph.progress import Progress
+    from beluga_airflow.graph.retry import seconds
+    from beluga_airflow.telemetry import finish_flow_span, flow_span
+    from beluga_airflow.temporal.messages import FLOW_WORKFLOW, MERGE_ACTIVITY, STEP_ACTIVITY, FlowCall, StepCall
+
+__all__ = ["FLOW_FAILED", "HEARTBEAT", "FlowWorkflow", "message_of"]
+
+FLOW_FAILED = "FlowFailed"
+"""Type of the error with which a flow's workflow fails; its details hold the ``FlowResult``."""
+HEARTBEAT = timedelta(seconds=10)
+"""How long a worker may be silent before its step is given to another."""
+GRACE = 10.0
+"""Seconds beyond a step's timeout, which the step's attempt keeps itself, before the server gives it up."""
+
+
+@workflow.defn(name=FLOW_WORKFLOW)
+class FlowWorkflow:
+    """Runs the flow that its input describes. A flow that fails, fails the workflow."""
+
+    @workflow.init
+    def __init__(self, call: FlowCall) -> None:
+        self._call = call
+        self._shape = Shape.from_json(call.shape)
+        self._progress = Progress(self._shape)
+
+    @workflow.query
+    def progress(self) -> dict[str, Any]:
+        """Which steps have ended, failed, and run now."""
+        return {
+            "finished": list(self._progress.outcomes),
+            "failed": dict(self._progress.failures),
+            "running": list(self._progress.running),
+        }
+
+    @workflow.run
+    async def run(self, call: FlowCall) -> dict[str, Any]:  # noqa: ARG002  # @workflow.init has read it
+        with _span(self._shape) as finish:
+            result = await self._result()
+            finish(result)
+        if not result.ok:
+            raise ApplicationError(
+                result.error or result.status, result.to_json(), type=FLOW_FAILED, non_retryable=True
+            )
+        return result.to_json()
+
+    async def _result(self) -> FlowResult:
+        try:
+            return await asyncio.wait_for(self._to_end(), timeout=self._shape.timeout)
+        except builtins.TimeoutError:
+            return self._progress.timed_out()
+
+    async def _to_end(self) -> FlowResult:
+        tasks: dict[asyncio.Task[Outcome], str] = {}
+        try:
+            while True:
+                for step in self._progress.start():
+                    tasks[asyncio.create_task(self._step(step))] = step
+                if not tasks:
+                    break
+                finished, _ = await workflow.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                self._progress.finish({tasks[task]: _ended(task) for task in finished})
+                for task in finished:
+                    del tasks[task]
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            raise
+        step = self._progress.skipped_end
+        return self._progress.result(await self._merged(step) if step else None)
+
+    async def _step(self, step: str) -> Outcome:
+        shape = self._shape.by_name[step]
+        assert shape.timeout is not None, "a settled shape"
+        assert shape.retry is not None, "a settled shape"
+        outcome: dict[str, Any] = await workflow.execute_activity(
+            STEP_ACTIVITY,
+            self._call_of(step),
+            result_type=dict[str, Any],
+            start_to_close_timeout=timedelta(seconds=shape.timeout + GRACE),
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=_policy(shape.retry),
+            summary=step,
+        )
+        return Outcome.from_json(outcome)
+
+    async def _merged(self, step: str) -> dict[str, Any]:
+        state: dict[str, Any] = await workflow.execute_activity(
+            MERGE_ACTIVITY,
+            self._call_of(step),
+            result_type=dict[str, Any],
+            start_to_close_timeout=timedelta(seconds=60),
+            retry_policy=_policy(Retry()),
+            summary="result",
+        )
+        return state
+
+    def _call_of(self, step: str) -> StepCall:
+        shape = self._shape.by_name[step]
+        return StepCall(
+            path=self._call.path,
+            place=self._shape.places[step].to_json(),
+            retry=(shape.retry or Retry()).to_json(),
+            timeout=shape.timeout,
+            inputs=self._call.inputs,
+            outputs=self._progress.outputs_before(step),
+            scope=self._call.scope,
+            generation=self._call.generation,
+            llm_conn_id=self._call.llm_conn_id,
+            state_conn_id=self._call.state_conn_id,
+        )
+
+
+def _policy(retry: Retry) -> RetryPolicy:
+    return RetryPolicy(
+        initial_interval=timedelta(seconds=max(seconds(retry.initial_interval), 0.001)),
+        backoff_coefficient=retry.backoff_coefficient,
+        maximum_interval=timedelta(seconds=max(seconds(retry.maximum_interval), 0.001)),
+        maximum_attempts=retry.maximum_attempts,
+        # without this a result over the server's limit is tried for ever
+        non_retryable_error_types=["PayloadsTooLarge"],
+    )
+
+
+def _ended(task: asyncio.Task[Outcome]) -> Outcome | str:
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if isinstance(error, ActivityError):
+        return message_of(error)
+    raise error
+
+
+def message_of(error: ActivityError) -> str:
+    """What an activity failed of, in the words that every runtime uses."""
+    cause = error.cause
+    if isinstance(cause, TimeoutError):
+        kind = cause.type.name if cause.type else "unknown"
+        return f"WorkerLost: no worker finished it ({kind} timeout); see whether workers are up and have memory"
+    return cause.message if isinstance(cause, ApplicationError) else str(cause or error)
+
+
+@contextmanager
+def _span(shape: Shape) -> Iterator[Any]:
+    # only a provider that is replay-safe: another would tell of the run again at every replay
+    if not isinstance(trace.get_tracer_provider(), ReplaySafeTracerProvider):
+        yield lambda _: None
+        return
+    with flow_span(shape, "temporal") as span:
+        yield lambda result: finish_flow_span(span, result)
