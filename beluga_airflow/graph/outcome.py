@@ -98,7 +98,8 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """This outcome as JSON."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        data = {key: value for key, value in asdict(self).items() if value is not None}
+        return data | {"taken": list(self.taken)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:

@@ -16,12 +16,16 @@ __all__ = ["AirflowBackends"]
 
 
 class AirflowBackends:
-    """Opens each connection once in its event loop, when it is first needed, and closes all of them together."""
+    """Opens each connection once in its event loop, when it is first needed, and closes all of them together.
+
+    ``airflow`` is held by whoever asks Airflow for something meanwhile: its in-process supervisor, under ``dag.test()``,
+    answers one caller at a time.
+    """
 
     def __init__(self) -> None:
+        self.airflow = asyncio.Lock()
         self._stores: dict[str, StateStore] = {}
         self._clients: dict[str, ModelClient] = {}
-        self._lock = asyncio.Lock()
 
     async def resources(self, *, llm_conn_id: str | None, state_conn_id: str | None) -> Resources:
         """The resources behind these connections; None: the default ones.
@@ -43,13 +47,13 @@ class AirflowBackends:
             InvalidSetting: the connection cannot be used.
         """
         name = state_conn_id or StateHook.default_conn_name
-        async with self._lock:
+        async with self.airflow:
             if name not in self._stores:
                 self._stores[name] = await StateHook(name).store()
             return self._stores[name]
 
     async def _model(self, conn_id: str) -> ModelClient:
-        async with self._lock:
+        async with self.airflow:
             if conn_id not in self._clients:
                 self._clients[conn_id] = await LLMHook(conn_id).client()
             return self._clients[conn_id]

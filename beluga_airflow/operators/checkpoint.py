@@ -25,24 +25,28 @@ class TaskCheckpoint:
         context: of the running task.
         shape: of the flow.
         store: for outcomes too large for the task state.
+        airflow: see ``AirflowBackends``.
     """
 
-    def __init__(self, context: Context, shape: Shape, store: StateStore) -> None:
+    def __init__(self, context: Context, shape: Shape, store: StateStore, airflow: asyncio.Lock) -> None:
         self._task_state = context["task_state_store"]
         self._retried = context["ti"].try_number > 1
         self._steps = tuple(shape.order)
         self._prefix = f"beluga/{shape.fingerprint}@{generation_of(context)}"
         self._place = "/".join(map(str, run_parts(context)))
         self._store = store
+        self._airflow = airflow
 
     async def load(self) -> dict[str, Outcome]:
         if not self._retried:
             return {}
         outcomes = {}
         for step in self._steps:
-            kept = await asyncio.to_thread(self._task_state.get, self._name(step))
-            if isinstance(kept, dict):
-                outcomes[step] = Outcome.from_json(await self._followed(kept))
+            async with self._airflow:
+                kept = await asyncio.to_thread(self._task_state.get, self._name(step))
+            outcome = await self._followed(kept)
+            if outcome is not None:
+                outcomes[step] = Outcome.from_json(outcome)
         return outcomes
 
     async def save(self, step: str, outcome: Outcome) -> None:
@@ -51,11 +55,14 @@ class TaskCheckpoint:
             key = f"beluga/checkpoints/{self._place}/{self._name(step)}"
             await self._store.set(key, entry)
             entry = {"in_state_store": key}
-        await asyncio.to_thread(self._task_state.set, self._name(step), entry)
+        async with self._airflow:
+            await asyncio.to_thread(self._task_state.set, self._name(step), entry)
 
-    async def _followed(self, kept: dict[str, Any]) -> dict[str, Any]:
-        key = kept.get("in_state_store")
-        found: dict[str, Any] = kept if key is None else await self._store.get(key)
+    async def _followed(self, kept: Any) -> dict[str, Any] | None:
+        if not isinstance(kept, dict) or "in_state_store" not in kept:
+            return kept
+        # gone where the store was lost with its machine: then the step runs again
+        found: dict[str, Any] | None = await self._store.get(kept["in_state_store"])
         return found
 
     def _name(self, step: str) -> str:

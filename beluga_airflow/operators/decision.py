@@ -92,7 +92,7 @@ class LLMDecisionOperator(BaseAsyncOperator):
                     identity=identity,
                     resources=resources,
                     settings=Settings(),
-                    checkpoint=TaskCheckpoint(context, chain.check(), resources.state),
+                    checkpoint=TaskCheckpoint(context, chain.check(), resources.state, backends.airflow),
                 )
         except BelugaError as error:
             raise failing_for_good(error) from error

@@ -72,7 +72,7 @@ class FlowOperator(BaseAsyncOperator):
                     identity=identity,
                     resources=resources,
                     settings=Settings(),
-                    checkpoint=TaskCheckpoint(context, self.flow.check(), resources.state),
+                    checkpoint=TaskCheckpoint(context, self.flow.check(), resources.state, backends.airflow),
                 )
         except BelugaError as error:
             raise failing_for_good(error) from error
