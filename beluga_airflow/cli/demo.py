@@ -27,6 +27,7 @@ TASK_ID = "process_orders"
 RUN_SECONDS = 900.0
 POLL_SECONDS = 0.5
 LOG_LINES = 20
+UNANSWERED = 30
 
 Say = Callable[[str], None]
 
@@ -147,14 +148,21 @@ async def _run(api: AirflowApi, temporal: str, say: Say) -> Manifest:
     say(f"asked for a run of {DAG_ID}: {run['dag_run_id']}")
     path = f"/dags/{DAG_ID}/dagRuns/{run['dag_run_id']}"
     client = await _temporal_client(temporal)
+    said, unanswered = "", 0
     try:
-        said = ""
         while run["state"] not in ("success", "failed"):
             if monotonic() - begun > RUN_SECONDS:
                 raise DemoError(f"The run did not end within {RUN_SECONDS:.0f} s. Last seen: {said}")
             await asyncio.sleep(POLL_SECONDS)
-            run = await api.call("GET", path)
-            states = [f"{task['task_id']} {task['state'] or 'waiting'}" for task in await _tasks(api, path)]
+            try:
+                run = await api.call("GET", path)
+                states = [f"{task['task_id']} {task['state'] or 'waiting'}" for task in await _tasks(api, path)]
+                unanswered = 0
+            except (aiohttp.ClientError, TimeoutError):
+                unanswered += 1
+                if unanswered > UNANSWERED:  # if Airflow has died, the supervisor says so earlier, and better
+                    raise
+                continue
             news = "; ".join([*states, *await _batch_progress(client, asked)])
             if news != said:
                 say(f"{monotonic() - begun:5.1f} s  {news}")

@@ -18,12 +18,13 @@ from typing import Any
 import aiohttp
 
 from beluga_airflow.cli.demo import AirflowApi
-from beluga_airflow.cli.processes import Ports, dead_children, listens
+from beluga_airflow.cli.processes import Ports, children, listens
 from beluga_airflow.cli.supervisor import HopelessError, Part, Probe
 
 __all__ = ["Site", "claim_site", "environment", "parts", "write_private"]
 
 TASK_QUEUE = "beluga-workflows"
+COMPONENTS = ("scheduler", "dag-processor", "api-server", "triggerer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,10 +273,12 @@ def _airflow_probe(site: Site, api: AirflowApi, *, with_dag: bool) -> Probe:
 
     async def lacks(pid: int) -> str | None:
         # `airflow standalone` goes on when one of its own has died. One that it is just reaping is not lost.
-        if dead_children(pid):
+        if "" in children(pid):
             await asyncio.sleep(0.5)
-            if dead_children(pid):
-                raise HopelessError("lost its scheduler, triggerer, DAG processor or API server")
+            titles = children(pid)
+            if "" in titles:
+                lost = [name for name in COMPONENTS if not any(name in title.replace("_", "-") for title in titles)]
+                raise HopelessError(f"lost its {' and '.join(lost)}", about=lost[0] if lost else "")
         if not listens(pid, site.airflow):
             return f"its API does not listen on port {site.airflow}"
         return await api.lacks(since) or (await api.dag_lacks(since) if with_dag else None)

@@ -22,7 +22,7 @@ __all__ = [
     "Ports",
     "Record",
     "alive",
-    "dead_children",
+    "children",
     "end_leftovers",
     "holder",
     "identity",
@@ -90,11 +90,16 @@ def listens(leader: int, port: int) -> bool:
     return False
 
 
-def dead_children(leader: int) -> int:
-    """How many of the leader's own children have died without its taking notice."""
+def children(leader: int) -> list[str]:
+    """The command lines of its own children; an empty one is of a child that died and was not taken notice of."""
+    found = []
     with suppress(psutil.NoSuchProcess):
-        return [child.status() for child in psutil.Process(leader).children()].count(psutil.STATUS_ZOMBIE)
-    return 0
+        for child in psutil.Process(leader).children():
+            try:
+                found.append(" ".join(child.cmdline()))
+            except psutil.ZombieProcess:
+                found.append("")
+    return found
 
 
 def identity(process: psutil.Process) -> dict[str, Any]:
@@ -199,12 +204,12 @@ def _is_taken(port: int) -> bool:
     return False
 
 
-def last_lines(log: Path, count: int = 20) -> list[str]:
-    """The end of a log, made safe for a terminal: no control characters, no endless lines."""
+def last_lines(log: Path, *, about: str = "", count: int = 20) -> list[str]:
+    """The end of a log (or of its lines that begin with ``about``), safe for a terminal: no control characters."""
     if not log.exists():
         return []
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 64 * 1024))
         text = file.read().decode(errors="replace")
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[^\n\x20-\x7e\xa0-\U0010ffff]", "", text)
-    return [line[:300] for line in plain.split("\n") if line.strip()][-count:]
+    return [line[:300] for line in plain.split("\n") if line.strip() and line.startswith(about)][-count:]

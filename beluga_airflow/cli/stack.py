@@ -69,6 +69,8 @@ async def run_stack(state: Path, dags: Path, work: Work) -> None:
         say(f"Starting. Everything is kept in {state}, the logs are in {state / 'logs'}.")
         if site.model:
             say("The model is a SIMULATION, as OPENAI_API_KEY is not set: a local server answers by rules.")
+        else:
+            say("OPENAI_API_KEY is set: OpenAI's model decides, and its answers cost money.")
         try:
             await _run_at(site, work)
         finally:

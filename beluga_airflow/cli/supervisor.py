@@ -12,6 +12,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
+import psutil
+
 from beluga_airflow.cli.processes import Record, alive, identity, kill, last_lines, session
 
 __all__ = ["Change", "HopelessError", "Part", "PartError", "Probe", "SignalledError", "Supervisor"]
@@ -19,6 +21,7 @@ __all__ = ["Change", "HopelessError", "Part", "PartError", "Probe", "SignalledEr
 POLL_SECONDS = 0.1
 HEALTH_SECONDS = 5.0
 HEALTH_FAILURES = 12
+FAILED_GRACE_SECONDS = 5.0
 
 # Given a part's process id: what it still lacks to serve, or None.
 Probe = Callable[[int], Awaitable[str | None]]
@@ -26,19 +29,26 @@ Change = Literal["starting", "ready", "stopping"]
 
 
 class HopelessError(Exception):
-    """A part will not serve however long one waits; the text says why. Probes raise it."""
+    """A part will not serve however long one waits; the text says why. Probes raise it.
+
+    Lines of the part's log that begin with ``about`` tell more.
+    """
+
+    def __init__(self, text: str, *, about: str = "") -> None:
+        super().__init__(text)
+        self.about = about
 
 
 class PartError(Exception):
     """A part died, got stuck or never became ready: the text says which and how.
 
-    ``log`` is its own log, ``last_words`` are the lines that ended it when it failed.
+    ``log`` is its own log, ``last_words`` are the lines that ended it when that happened.
     """
 
-    def __init__(self, text: str, log: Path) -> None:
+    def __init__(self, text: str, log: Path, *, about: str = "") -> None:
         super().__init__(text)
         self.log = log
-        self.last_words = last_lines(log)
+        self.last_words = last_lines(log, about=about)
 
 
 class SignalledError(Exception):
@@ -93,6 +103,8 @@ class Supervisor:
         self._changed = changed
         self._ready = {part.name: asyncio.Event() for part in parts}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._seen: dict[str, set[psutil.Process]] = {}
+        self._broken: set[str] = set()
         self._interrupted = asyncio.Event()
         self._signals: list[int] = []
 
@@ -158,6 +170,7 @@ class Supervisor:
             if monotonic() > deadline:
                 raise self._failed(part, f"was not ready within {part.ready_within:.0f} s: {lack}")
             await asyncio.sleep(POLL_SECONDS)
+        self._seen[part.name] = set(session(self._children[part.name].pid))
         self._ready[part.name].set()
         self._changed(part.name, "ready")
         failures = 0  # counted, not timed: a machine that slept has no stuck parts
@@ -183,26 +196,27 @@ class Supervisor:
         self._changed(part.name, "starting")
 
     async def _ask(self, part: Part, probe: Probe | None) -> str | None:
-        self._checkalive(part)
+        self._check_alive(part)
         try:
             return await probe(self._children[part.name].pid) if probe else None
         except HopelessError as error:
-            raise self._failed(part, str(error)) from error
+            raise self._failed(part, str(error), about=error.about) from error
 
     async def _outlives(self, part: Part, seconds: float) -> None:
         end = monotonic() + seconds
         while monotonic() < end:
-            self._checkalive(part)
+            self._check_alive(part)
             await asyncio.sleep(POLL_SECONDS)
 
-    def _checkalive(self, part: Part) -> None:
+    def _check_alive(self, part: Part) -> None:
         code = self._children[part.name].poll()
         if code is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             raise self._failed(part, how)
 
-    def _failed(self, part: Part, what: str) -> PartError:
-        return PartError(f"{part.name} {what}", self._log(part))
+    def _failed(self, part: Part, what: str, *, about: str = "") -> PartError:
+        self._broken.add(part.name)
+        return PartError(f"{part.name} {what}", self._log(part), about=about)
 
     def _log(self, part: Part) -> Path:
         return self._logs / f"{part.name}.log"
@@ -215,10 +229,12 @@ class Supervisor:
     async def _end(self, part: Part) -> None:
         self._changed(part.name, "stopping")
         child = self._children[part.name]
-        doomed = set(session(child.pid))  # taken before the signal: orphans of other sessions are not found later
+        # Taken before the signal: who is in another session cannot be found once its parent has died.
+        doomed = self._seen.get(part.name, set()) | set(session(child.pid))
         if child.poll() is None:
             child.send_signal(part.stop_signal)
-        deadline = monotonic() + part.grace
+        # A part that failed has lost whoever would end the rest of it in good order.
+        deadline = monotonic() + (FAILED_GRACE_SECONDS if part.name in self._broken else part.grace)
         while doomed := alive(doomed | set(session(child.pid))):
             if len(self._signals) > 1 or monotonic() > deadline:
                 await kill(doomed)
