@@ -82,7 +82,9 @@ def ended(environment: dict[str, str], worker: None) -> list[dict[str, Any]]:
 
 
 def test_all_runs_succeed(ended: list[dict[str, Any]]) -> None:
-    assert [(run["dag"], run["state"], run["task"]) for run in ended] == [(dag, "success", "success") for dag, *_ in RUNS]
+    assert [(run["dag"], run["state"], run["task"]) for run in ended] == [
+        (dag, "success", "success") for dag, *_ in RUNS
+    ]
 
 
 def test_the_chain_decides_and_pays(ended: list[dict[str, Any]]) -> None:
