@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from beluga_airflow.config import Settings
+from beluga_airflow.errors import InvalidInput
 from beluga_airflow.execute import Resources, attempt, merged, to_json
 from beluga_airflow.graph import Flow, FlowResult, Identity, Outcome, Retry, Shape
 from beluga_airflow.graph.progress import Progress
@@ -58,7 +59,8 @@ async def run(
 
     Raises:
         InvalidFlow: the flow cannot mean anything.
-        InvalidOutput: the input is not JSON.
+        InvalidInput: the input is no mapping.
+        InvalidOutput: something in the input is not JSON.
         StateUnavailable: a state store was given and cannot be reached.
     """
     clients: dict[str | None, ModelClient] = {}
@@ -103,11 +105,14 @@ async def run_with(
 
     Raises:
         InvalidFlow: the flow cannot mean anything.
-        InvalidOutput: the input is not JSON.
+        InvalidInput: the input is no mapping.
+        InvalidOutput: something in the input is not JSON.
         StateUnavailable: checkpoints cannot be read or written; nothing is lost, run it again.
     """
     shape = settings.settle(flow.check())
     data = to_json(inputs, f"the input of flow {flow.name!r}")
+    if not isinstance(data, dict):
+        raise InvalidInput(f"the input of flow {flow.name!r} is a {type(inputs).__name__}; give a mapping")
     with flow_span(shape, "task") as span:
         task = _Run(flow=flow, shape=shape, inputs=data, identity=identity, resources=resources, checkpoint=checkpoint)
         try:
@@ -146,8 +151,14 @@ class _Run:
             await _abandoned(tasks)
             raise
         step = progress.skipped_end
+        if step is None:
+            return progress.result()
         outputs = {name: outcome.output for name, outcome in progress.outcomes.items()}
-        return progress.result(merged(self.flow, self.shape.places[step], self.inputs, outputs) if step else None)
+        try:
+            return progress.result(merged(self.flow, self.shape.places[step], self.inputs, outputs))
+        except Exception as error:  # a conflict, or the code of a reducer
+            progress.failures[step] = judge(error, self._retry(step)).message
+            return progress.result()
 
     async def _advance(self, progress: Progress, tasks: dict[asyncio.Task[Outcome], str]) -> None:
         while True:

@@ -71,7 +71,7 @@ def claim_site(state: Path, dags: Path, ports: Ports) -> Site:
 def environment(site: Site) -> dict[str, str]:
     """What every part finds in its environment: the settings of this stack, and of no other."""
     # Another Airflow or Temporal that the shell is set up for would leak into this one.
-    foreign = ("AIRFLOW_", "TEMPORAL_", "BELUGA_")
+    foreign = ("AIRFLOW_", "_AIRFLOW_", "TEMPORAL_", "BELUGA_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     local = {
         name: ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"])) for name in ("NO_PROXY", "no_proxy")

@@ -31,6 +31,7 @@ __all__ = [
     "listens",
     "lock",
     "session",
+    "terminate",
 ]
 
 POLL_SECONDS = 0.1
@@ -68,6 +69,13 @@ def alive(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 found.add(process)
     return found
+
+
+def terminate(processes: Iterable[psutil.Process]) -> None:
+    """Asks each of them to end."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
 
 
 async def kill(processes: Iterable[psutil.Process]) -> None:
@@ -109,13 +117,14 @@ def identity(process: psutil.Process) -> dict[str, Any]:
     return {"pid": process.pid, "started": 0.0, "command": []}
 
 
-def _still_lives(known: Mapping[str, Any], *, leads: bool) -> bool:
+def _living(known: Mapping[str, Any], *, leads: bool) -> psutil.Process | None:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(known["pid"])
         same_start = abs(process.create_time() - known["started"]) < 1.0  # the clock may have been set meanwhile
         # Those further down rename themselves (setproctitle), a leader does not.
-        return same_start and (not leads or process.cmdline() == known["command"])
-    return False
+        if same_start and (not leads or process.cmdline() == known["command"]):
+            return process
+    return None
 
 
 async def end_leftovers(record: Record, *, grace: float = 10.0) -> int:
@@ -130,11 +139,10 @@ async def end_leftovers(record: Record, *, grace: float = 10.0) -> int:
     """
     doomed: set[psutil.Process] = set()
     for known in record.values():
-        if any(_still_lives(each, leads=number == 0) for number, each in enumerate(known)):
-            doomed |= alive(session(known[0]["pid"]))
-    for process in doomed:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
+        living = [_living(each, leads=number == 0) for number, each in enumerate(known)]
+        if any(living):
+            doomed |= alive([*filter(None, living), *session(known[0]["pid"])])
+    terminate(doomed)
     deadline = monotonic() + grace
     left = doomed
     while (left := alive(left)) and monotonic() < deadline:  # noqa: ASYNC110 - no event tells of others' children
@@ -167,7 +175,7 @@ def holder(path: Path) -> psutil.Process | None:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return psutil.Process(known["pid"]) if _still_lives(known, leads=True) else None
+    return _living(known, leads=True)
 
 
 class Ports(ExitStack):

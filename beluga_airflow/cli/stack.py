@@ -61,7 +61,8 @@ async def run_stack(state: Path, dags: Path, work: Work) -> None:
         SignalledError: a signal asked for the end.
         OSError: no port is free, or the folder cannot be written.
     """
-    (state / "logs").mkdir(parents=True, exist_ok=True)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (state / "logs").mkdir(exist_ok=True)
     with lock(state / "stack.lock"), Ports() as ports:
         if left := await _end_what_was_left(state):
             say(f"A stack that was killed had left {left} processes running here; they have been ended.")
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     state, dags = Path(arguments.state_dir).absolute(), Path(arguments.dags).absolute()
     try:
-        _check(state, dags)
+        _check(state, None if arguments.command == "down" else dags)
         asyncio.run(_command(arguments.command, state, dags))
     except SignalledError as interrupt:
         say(f"Stopped by {interrupt}; nothing is left running.")
@@ -212,13 +213,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(state: Path, dags: Path) -> None:
+def _check(state: Path, dags: Path | None) -> None:
     if strange := re.search(r"[?#%$]", str(state)):
         raise ValueError(
             f"The path of the state folder, {state}, has a {strange[0]!r}, which a database's URL cannot hold: "
             "choose another folder with --state-dir."
         )
-    if not dags.is_dir():
+    if dags and not dags.is_dir():
         raise ValueError(f"There is no DAGs folder {dags}: start this in the project's folder, or give --dags.")
 
 

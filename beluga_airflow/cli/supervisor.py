@@ -14,14 +14,14 @@ from typing import Literal
 
 import psutil
 
-from beluga_airflow.cli.processes import Record, alive, identity, kill, last_lines, session
+from beluga_airflow.cli.processes import Record, alive, identity, kill, last_lines, session, terminate
 
 __all__ = ["Change", "HopelessError", "Part", "PartError", "Probe", "SignalledError", "Supervisor"]
 
 POLL_SECONDS = 0.1
 HEALTH_SECONDS = 5.0
 HEALTH_FAILURES = 12
-FAILED_GRACE_SECONDS = 5.0
+ORPHAN_SECONDS = 5.0
 
 # Given a part's process id: what it still lacks to serve, or None.
 Probe = Callable[[int], Awaitable[str | None]]
@@ -234,11 +234,15 @@ class Supervisor:
         if child.poll() is None:
             child.send_signal(part.stop_signal)
         # A part that failed has lost whoever would end the rest of it in good order.
-        deadline = monotonic() + (FAILED_GRACE_SECONDS if part.name in self._broken else part.grace)
+        deadline = monotonic() + (ORPHAN_SECONDS if part.name in self._broken else part.grace)
+        orphaned = False
         while doomed := alive(doomed | set(session(child.pid))):
             if len(self._signals) > 1 or monotonic() > deadline:
                 await kill(doomed)
                 break
+            if child.poll() is not None and not orphaned:
+                orphaned = True
+                deadline = monotonic() + ORPHAN_SECONDS
+                terminate(doomed)
             await asyncio.sleep(POLL_SECONDS)
-            child.poll()
         child.poll()

@@ -15,7 +15,7 @@ from airflow.configuration import conf
 from beluga_airflow.errors import BelugaError
 from beluga_airflow.hooks.backends import AirflowBackends
 from beluga_airflow.hooks.temporal import TemporalHook
-from beluga_airflow.temporal.client import connect
+from beluga_airflow.temporal.client import check, connect
 from beluga_airflow.temporal.worker import serve, set_up_tracing, tracing_plugins, worker_for
 
 __all__ = ["worker"]
@@ -28,6 +28,8 @@ def worker(arguments: Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "httpx2"):  # a line a model call
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # a traceback for every failed attempt, of which we tell ourselves
+    logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
     # connections that were made in Airflow's UI are in its database; this is how its own servers find them
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     dags = conf.get("core", "dags_folder")
@@ -48,6 +50,7 @@ async def _serve(arguments: Namespace) -> None:
     set_up_tracing()
     target = await TemporalHook(arguments.temporal_conn_id).target()
     client = await connect(target, plugins=tracing_plugins())
+    await check(client, target)
     async with AirflowBackends() as backends:
         store = await backends.store(None)
         log.info("state store %s; Temporal %s, namespace %r", store.url, target.address, target.namespace)
@@ -65,5 +68,10 @@ async def _serve(arguments: Namespace) -> None:
 def _imported(name: str) -> None:
     try:
         importlib.import_module(name)
-    except ImportError as error:
-        sys.exit(f"beluga worker: --import {name}: {error}; install it here, or put its folder on PYTHONPATH")
+    except Exception as error:  # a module may raise what it likes
+        if not isinstance(error, ImportError | BelugaError):
+            log.exception("--import %s", name)
+        sys.exit(
+            f"beluga worker: --import {name}: {type(error).__name__}: {error}; mend or install it here, or put its "
+            "folder on PYTHONPATH"
+        )

@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 
 from beluga_airflow.errors import InvalidFlow, InvalidOutput, StepExited, StepTimeout
 from beluga_airflow.execute.merge import merged
-from beluga_airflow.execute.values import StepInputs, copied, missing, rehydrated, to_json
+from beluga_airflow.execute.values import StepInputs, copied, rehydrated, to_json
 from beluga_airflow.graph import Decision, Flow, Identity, Outcome, StepContext, Stop
 from beluga_airflow.graph.check import function_of, wants_context
 from beluga_airflow.graph.shape import Place
@@ -77,28 +77,38 @@ async def attempt(
         generation=identity.generation,
     )
     with step_span(flow.name, step, attempt=number, key=context.idempotency_key):
-        state = merged(flow, place, inputs, outputs)
-        node = flow.steps[step].node
-        async with _bounded(step, timeout):
-            if isinstance(node, Decision):
-                data = {key: state[key] if key in state else _lacking(step, key, state) for key in node.reads}
-                record = await decide(
-                    node,
-                    data,
-                    key=identity.record(step),
-                    state=resources.state,
-                    model=resources.model,
-                    attempt=number,
-                    last=last,
+        try:
+            state = merged(flow, place, inputs, outputs)
+            async with _bounded(step, timeout):
+                returned, record = await _result(
+                    flow.steps[step].node, StepInputs(state, step), context, identity, resources, last
                 )
-                answer = {str(node.output_key): record.answer}
-                return _outcome(flow, place, answer, inputs, outputs, record.to_json())
-            returned = await _called(node, StepInputs(state, step), context)
-        return _outcome(flow, place, returned, inputs, outputs, None)
+            return _outcome(flow, place, returned, inputs, outputs, record)
+        except SystemExit as error:
+            raise StepExited(f"step {step!r} called sys.exit({error.code!r}); raise an error instead") from None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError(f"step {step!r} awaited something that was cancelled; catch that in the step") from error
 
 
-def _lacking(step: str, key: str, state: Mapping[str, Any]) -> Any:
-    raise missing(step, key, state)
+async def _result(
+    node: Any, data: StepInputs, context: StepContext, identity: Identity, resources: Resources, last: bool
+) -> tuple[Any, dict[str, Any] | None]:
+    """What the node returned and, where it is a decision, its record."""
+    if not isinstance(node, Decision):
+        return await _called(node, data, context), None
+    record = await decide(
+        node,
+        {key: data[key] for key in node.reads},
+        key=identity.record(context.step),
+        state=resources.state,
+        model=resources.model,
+        attempt=context.attempt,
+        last=last,
+    )
+    return {str(node.output_key): record.answer}, record.to_json()
 
 
 @asynccontextmanager
@@ -118,16 +128,13 @@ async def _called(node: Any, data: StepInputs, context: StepContext) -> Any:
     assert function is not None, "a checked flow has functions only"
     arguments = {"context": context} if wants_context(function) else {}
     value = rehydrated(function, data)
-    try:
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-            return await function(value, **arguments)
-        # a thread of its own, so that a sync step blocks nobody; abandoned when time is up, and it has only copies
-        returned = await to_thread.run_sync(
-            lambda: function(value, **arguments), abandon_on_cancel=True, limiter=CapacityLimiter(1)
-        )
-        return await returned if inspect.isawaitable(returned) else returned
-    except SystemExit as error:
-        raise StepExited(f"step {context.step!r} called sys.exit({error.code!r}); raise an error instead") from None
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        return await function(value, **arguments)
+    # a thread of its own, so that a sync step blocks nobody; abandoned when time is up, and it has only copies
+    returned = await to_thread.run_sync(
+        lambda: function(value, **arguments), abandon_on_cancel=True, limiter=CapacityLimiter(1)
+    )
+    return await returned if inspect.isawaitable(returned) else returned
 
 
 def _outcome(
@@ -139,17 +146,21 @@ def _outcome(
     decision: dict[str, Any] | None,
 ) -> Outcome:
     step = place.step
-    stop = returned.status if isinstance(returned, Stop) else None
-    if stop is not None and (not isinstance(stop, str) or not stop or stop in OWN_STATUSES):
-        raise InvalidOutput(
-            f"step {step!r} returned Stop({stop!r}); the status must be a word that is none of "
-            f"{', '.join(sorted(OWN_STATUSES))}"
-        )
-    output = to_json(_mapping(step, returned), f"what step {step!r} returned")
+    stop = _status(step, returned) if isinstance(returned, Stop) else None
+    output = _output(step, returned)
     taken = () if stop else tuple(target for target in place.targets if _taken(flow, place, target, output))
     ends = stop is not None or not place.targets
     state = merged(flow, place, inputs, {**outputs, step: output}) if ends else None
     return Outcome(output=output, taken=taken, stop=stop, state=state, decision=decision)
+
+
+def _status(step: str, stop: Stop) -> str:
+    if isinstance(stop.status, str) and stop.status.strip() and stop.status not in OWN_STATUSES:
+        return stop.status
+    raise InvalidOutput(
+        f"step {step!r} returned Stop({stop.status!r}); the status must be a word that is none of "
+        f"{', '.join(sorted(OWN_STATUSES))}"
+    )
 
 
 def _taken(flow: Flow, place: Place, target: str, output: dict[str, Any]) -> bool:
@@ -157,19 +168,23 @@ def _taken(flow: Flow, place: Place, target: str, output: dict[str, Any]) -> boo
         return True
     for link in flow.links_from[place.step]:
         if link.target == target:
-            return link.taken(copied(output))
+            return link.taken(StepInputs(copied(output), place.step))
     raise InvalidFlow(
         f"flow {flow.name!r} began with a condition ({place.targets[target]}) on {place.step!r} -> {target!r} that its "
         "code does not have any more; deploy the old code to finish this run"
     )
 
 
-def _mapping(step: str, returned: Any) -> Any:
+def _output(step: str, returned: Any) -> dict[str, Any]:
     value = returned.data if isinstance(returned, Stop) else returned
     if value is None:
         return {}
-    if isinstance(value, Mapping) or hasattr(value, "__dataclass_fields__") or hasattr(type(value), "model_fields"):
-        return value
+    if isinstance(value, Mapping) or any(
+        hasattr(type(value), name) for name in ("__dataclass_fields__", "model_fields")
+    ):
+        output = to_json(value, f"what step {step!r} returned")
+        if isinstance(output, dict):
+            return output
     raise InvalidOutput(
         f"step {step!r} returned a {type(value).__name__}; return a mapping of what the step adds or changes, or None"
     )

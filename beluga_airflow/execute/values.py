@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping
 from datetime import date
 from decimal import Decimal
@@ -90,7 +89,7 @@ def _converted(value: Any, where: str, depth: int) -> Any:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return _object(fields, where, depth)
     if hasattr(value, "model_dump") and hasattr(type(value), "model_fields"):
-        return to_json(value.model_dump(mode="json"), where, depth + 1)
+        return to_json(_dumped(value, where), where, depth + 1)
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, Decimal) and value.is_finite():
@@ -99,6 +98,13 @@ def _converted(value: Any, where: str, depth: int) -> Any:
         f"{where} is a {type(value).__name__}, which is not JSON; return dicts, lists, texts, numbers, dates, "
         "decimals, dataclasses or pydantic models"
     )
+
+
+def _dumped(model: Any, where: str) -> Any:
+    try:
+        return model.model_dump(mode="json")
+    except ValueError as error:
+        raise InvalidOutput(f"{where} is a {type(model).__name__} that cannot become JSON: {error}") from error
 
 
 def copied(value: Any) -> Any:
@@ -116,18 +122,27 @@ def rehydrated(function: Callable[..., Any], data: StepInputs) -> Any:
     Raises:
         InvalidInput: the data does not fit the annotation.
     """
-    adapter = _adapter(function)
+    adapter = _adapter(_hashable(function))
     if adapter is None:
         return data
     from pydantic import ValidationError
 
     try:
-        return adapter.validate_python(dict(data))
+        value = adapter.validate_python(dict(data))
+        return StepInputs(value, data.step) if type(value) is dict else value
     except ValidationError as error:
         # without the input: it may be anybody's text
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         text = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'the data'}: {fault['msg']}" for fault in faults[:10])
         raise InvalidInput(f"step {data.step!r} got data that its annotation refuses: {text}") from None
+
+
+def _hashable(function: Any) -> Any:
+    try:
+        hash(function)
+    except TypeError:  # an object with a __call__, a dataclass say: its bound method can be hashed
+        return function.__call__
+    return function
 
 
 @lru_cache(maxsize=4096)
@@ -142,9 +157,18 @@ def _adapter(function: Callable[..., Any]) -> Any:
     origin = getattr(annotation, "__origin__", annotation)
     if annotation is inspect.Parameter.empty or annotation is Any or origin in (dict, Mapping):
         return None
-    from pydantic import TypeAdapter
+    from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 
-    return TypeAdapter(annotation)
+    try:
+        adapter = TypeAdapter(annotation)
+        adapter.rebuild()  # raises where a type inside it cannot be resolved
+        return adapter
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidFlow(
+            f"the annotation {annotation!r} of {_label(function)} is no type that JSON can become: {reason}; use a "
+            "dict, a dataclass or a pydantic model"
+        ) from error
 
 
 def _evaluated(annotation: str, function: Callable[..., Any]) -> Any:
@@ -152,11 +176,15 @@ def _evaluated(annotation: str, function: Callable[..., Any]) -> Any:
     inner = getattr(inner, "func", inner)  # functools.partial
     if not hasattr(inner, "__globals__"):
         inner = type(inner).__call__
-    scope = dict(vars(sys.modules[inner.__module__])) | dict(inspect.getclosurevars(inner).nonlocals)
+    scope = inner.__globals__ | dict(inspect.getclosurevars(inner).nonlocals)
     try:
         return eval(annotation, scope)  # noqa: S307  # the author's own annotation, as typing.get_type_hints does
-    except NameError as error:
+    except Exception as error:
         raise InvalidFlow(
-            f"the annotation {annotation!r} of {inner.__qualname__} cannot be resolved: {error}; import its type at "
-            "module level, outside `if TYPE_CHECKING`"
+            f"the annotation {annotation!r} of {_label(inner)} cannot be resolved: {type(error).__name__}: {error}; "
+            "import its type at module level, outside `if TYPE_CHECKING`"
         ) from error
+
+
+def _label(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from beluga_airflow.errors import InvalidFlow
@@ -44,10 +46,10 @@ def checked(flow: Flow) -> Shape:
 def _faults_of_flow(flow: Flow) -> Iterable[str]:
     if not isinstance(flow.name, str) or not NAME.fullmatch(flow.name):
         yield f"its name {flow.name!r} must be 1 to 100 letters, digits, '-' or '_'"
-    if flow.timeout is not None and not flow.timeout > 0:
-        yield f"its timeout is {flow.timeout:g} s, it must be above 0"
-    if flow.max_workers is not None and flow.max_workers < 1:
-        yield f"max_workers is {flow.max_workers}, it must be 1 or more"
+    if flow.timeout is not None and not 0 < flow.timeout < math.inf:
+        yield f"its timeout is {flow.timeout:g} s, it must be above 0 and finite"
+    if flow.max_workers is not None and (not isinstance(flow.max_workers, int) or flow.max_workers < 1):
+        yield f"max_workers is {flow.max_workers!r}, it must be a whole number, 1 or more"
     if not flow.step_count:
         yield "it has no steps"
     yield from (f"the retry of the flow: {fault}" for fault in (flow.retry.faults() if flow.retry else ()))
@@ -62,8 +64,8 @@ def _faults_of_steps(steps: Iterable[Step]) -> Iterable[str]:
             yield f"the step name {step.name!r} must be 1 to 100 letters, digits, '-' or '_'"
         elif step.name in RESERVED:
             yield f"the step name {step.name!r} is reserved, choose another"
-        if step.timeout is not None and not step.timeout > 0:
-            yield f"the timeout of step {step.name!r} is {step.timeout:g} s, it must be above 0"
+        if step.timeout is not None and not 0 < step.timeout < math.inf:
+            yield f"the timeout of step {step.name!r} is {step.timeout:g} s, it must be above 0 and finite"
         if step.join not in ("all", "any"):
             yield f"the join of step {step.name!r} is {step.join!r}, it must be 'all' or 'any'"
         inner = step.node.faults() if isinstance(step.node, Decision) else _faults_of_function(step.node)
@@ -96,6 +98,26 @@ def _faults_of_links(links: Iterable[Link], names: list[str]) -> Iterable[str]:
         for end in (source, target):
             if end not in names:
                 yield f"{arrow} names the step {end!r}, which does not exist"
+    for link in links:
+        yield from (f"the edge {link.source!r} -> {link.target!r}: {fault}" for fault in _faults_of_when(link.when))
+
+
+def _faults_of_when(when: Any) -> Iterable[str]:
+    if when is None or callable(when):
+        return
+    if not isinstance(when, Mapping):
+        yield f"when={when!r} is neither a mapping nor a predicate"
+        return
+    for key, value in when.items():
+        if not _is_json(value):
+            yield f"when={{{key!r}: {value!r}}} can never hold, since a step's output is JSON and this value is not"
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _faults_of_order(flow: Flow, names: list[str], links: tuple[Link, ...], order: list[str]) -> Iterable[str]:

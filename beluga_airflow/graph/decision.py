@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
 
@@ -30,7 +30,8 @@ class Decision:
         question: the author's words; no template, no data.
         choices: the answers allowed, with or without a description each: ``{"expedite": "ship today"}`` or
             ``["yes", "no"]``. Give ``choices`` or ``output_type``.
-        output_type: ``bool``, ``int``, ``float``, or a pydantic model, where the answer is not one of a list.
+        output_type: ``bool``, ``int``, ``float``, or a pydantic model, where the answer is not one of a list. Every
+            part of the model must have a type of its own: no ``dict``, ``tuple`` or ``Any``.
         reads: the keys of the data that the model sees; it sees nothing else.
         output_key: where the answer goes in the data; the step's name when left out.
         instructions: more of the author's words, put into the system message.
@@ -81,7 +82,10 @@ class Decision:
             found.append("its question is empty")
         if (self.choices is None) == (self.output_type is None):
             found.append("it needs either choices or an output_type")
-        found += self._fault_of_choices()
+        if all(isinstance(rule, Sequence) and len(rule) == 2 and callable(rule[0]) for rule in self.rules):
+            found += self._faults_of_answers()
+        else:
+            found.append("each of its rules must be a pair of a predicate and an answer")
         if isinstance(self.reads, str):
             found.append(f"reads is the text {self.reads!r}, it must be a list of keys")
         elif not self.reads:
@@ -96,25 +100,68 @@ class Decision:
             found.append(f"max_tokens is {self.max_tokens}, it must be 1 or more")
         return found
 
-    def _fault_of_choices(self) -> list[str]:
+    def _faults_of_answers(self) -> list[str]:
         if self.choices is None:
-            return []
-        if isinstance(self.choices, str):
-            return [f"choices is the text {self.choices!r}, it must be a mapping or a list"]
+            return _faults_of_output_type(self.output_type) or self._fault_of_own_answers()
+        if not isinstance(self.choices, Mapping | Sequence) or isinstance(self.choices, str):
+            # the order of a set differs from process to process, and with it the question
+            return [f"choices is a {type(self.choices).__name__}, it must be a mapping or a list"]
         labels = self.labels
         found = []
         if len(labels) < 2 or len(set(labels)) != len(labels):
             found.append("choices must be two or more different answers")
         if any(not isinstance(label, str) or not label.strip() for label in labels):
             found.append("a choice must be a text that is not empty")
-        answers = [answer for _, answer in self.rules]
-        if self.fallback is not UNSET and not callable(self.fallback):
-            answers.append(self.fallback)
-        outside = [answer for answer in answers if not callable(answer) and answer not in labels]
-        if outside:
-            found.append(f"{outside[0]!r}, of its rules or fallback, is none of its choices")
-        return found
+        return [*found, *self._fault_of_own_answers()]
+
+    def _fault_of_own_answers(self) -> list[str]:
+        """The author's own answers, where they are known before the data is."""
+        own = [answer for answer in (*(answer for _, answer in self.rules), self.fallback) if not callable(answer)]
+        for answer in own:
+            if answer is UNSET:
+                continue
+            if self.choices is not None and answer not in self.labels:
+                return [f"{answer!r}, of its rules or fallback, is none of its choices"]
+            kinds = {bool: (bool,), int: (int,), float: (int, float)}.get(self.output_type)
+            if kinds and type(answer) not in kinds:
+                return [f"{answer!r}, of its rules or fallback, is no {self.output_type.__name__}"]
+        return []
 
     def named(self, step: str) -> Decision:
         """This decision with its output key settled, as the step called ``step``."""
         return self if self.output_key else dataclasses.replace(self, output_key=step)
+
+
+def _faults_of_output_type(kind: Any) -> list[str]:
+    if kind is None or kind in (bool, int, float):
+        return []
+    if not (isinstance(kind, type) and hasattr(kind, "model_json_schema")):
+        return [f"its output_type is {kind!r}, it must be bool, int, float or a pydantic model"]
+    try:
+        schema = kind.model_json_schema()
+    except Exception as error:  # pydantic's errors for this share no base of their own
+        return [f"its output_type {kind.__name__} has no JSON schema: {error}"]
+    parts = {kind.__name__: schema, **schema.get("$defs", {})}
+    return [
+        f"{place} of its output_type leaves open what it holds, which no model's structured output can promise; "
+        "use a model or a list of models in place of dict, tuple or Any"
+        for name, part in parts.items()
+        for place in _open_places(part, name)
+    ]
+
+
+def _open_places(part: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Where a JSON schema does not say what there may be."""
+    several = part.get("anyOf") or part.get("oneOf")
+    if "$ref" in part:
+        return
+    if several:
+        for one in several:
+            yield from _open_places(one, place)
+    elif part.get("type") == "object" and "properties" in part and not part.get("additionalProperties"):
+        for name, inner in part["properties"].items():
+            yield from _open_places(inner, f"{place}.{name}")
+    elif part.get("type") == "array" and "items" in part:
+        yield from _open_places(part["items"], f"{place}[]")
+    elif part.get("type") in (None, "object", "array") and not {"enum", "const"} & part.keys():
+        yield place

@@ -86,7 +86,7 @@ class Flow:
         self.name = name
         self.timeout = None if timeout is None else seconds(timeout)
         self.retry = retry
-        self.inputs = None if inputs is None else tuple(inputs)
+        self.inputs = _names(inputs)
         self.reducers = dict(reducers or {})
         self.parallel: bool | None = None
         self.max_workers: int | None = None
@@ -270,13 +270,13 @@ class Graph(Flow):
     def set_entry_point(self, names: str | Iterable[str]) -> Self:
         """Name the steps that start the graph; they follow from the edges, so this only checks them."""
         self._change("setting entry points")
-        self.entry = (names,) if isinstance(names, str) else tuple(names)
+        self.entry = _names(names)
         return self
 
     def set_finish_point(self, names: str | Iterable[str]) -> Self:
         """Name the steps that end the graph; they follow from the edges, so this only checks them."""
         self._change("setting finish points")
-        self.finish = (names,) if isinstance(names, str) else tuple(names)
+        self.finish = _names(names)
         return self
 
 
@@ -297,8 +297,13 @@ def _step(
         timeout=None if timeout is None else seconds(timeout),
         retry=retry,
         join=join,
-        provides=None if provides is None else tuple(provides),
+        provides=_names(provides),
     )
+
+
+def _names(names: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    # a text is one name: the comma of a tuple of one is easily forgotten
+    return (names,) if isinstance(names, str) else None if names is None else tuple(names)
 
 
 def _copy(flow: T, memo: dict[int, Any]) -> T:

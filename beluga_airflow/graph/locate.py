@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from beluga_airflow.errors import FlowNotFound
+from beluga_airflow.errors import BelugaError, FlowNotFound
 from beluga_airflow.graph.flow import Flow
 
 __all__ = ["load_flow", "path_of"]
@@ -23,10 +23,12 @@ def load_flow(path: str) -> Flow:
         raise FlowNotFound(f"{path!r} is not the import path of a flow; write it as 'package.module:name'")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except BelugaError:
+        raise
+    except Exception as error:  # a module's code may raise anything
         raise FlowNotFound(
-            f"flow {path!r} cannot be imported in this process: {error}; install its package here, or put its folder "
-            "on the Python path (a worker: --import)"
+            f"flow {path!r} cannot be imported in this process: {type(error).__name__}: {error}; mend or install its "
+            "package here, or put its folder on the Python path (a worker: --import)"
         ) from error
     flow = getattr(module, name, None)
     if not isinstance(flow, Flow):

@@ -63,7 +63,9 @@ class Identity:
     @classmethod
     def of(cls, *parts: object, generation: int = 0) -> Identity:
         """An identity from the parts of its name, quoted so that no two lists of parts read the same."""
-        return cls(scope="/".join(quote(str(part), safe=":+@ ") for part in parts), generation=generation)
+        # any text is a name, lone surrogates out of somebody's JSON too
+        names = (quote(str(part), safe=":+@ ", errors="surrogatepass") for part in parts)
+        return cls(scope="/".join(names), generation=generation)
 
     def key(self, step: str) -> str:
         """The idempotency key of a step: readable, and at most 200 characters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,18 +40,23 @@ class Retry:
     def faults(self) -> list[str]:
         """What makes this retry meaningless, as clauses of a sentence; empty when it is sound."""
         found = []
-        if self.maximum_attempts < 1:
-            found.append(f"maximum_attempts is {self.maximum_attempts}, it must be 1 or more")
-        if seconds(self.initial_interval) < 0 or seconds(self.maximum_interval) < 0:
-            found.append("its intervals must not be negative")
-        if self.backoff_coefficient < 1:
-            found.append(f"backoff_coefficient is {self.backoff_coefficient}, it must be 1 or more")
+        if not isinstance(self.maximum_attempts, int) or self.maximum_attempts < 1:
+            found.append(f"maximum_attempts is {self.maximum_attempts!r}, it must be a whole number, 1 or more")
+        if not all(0 <= seconds(interval) < math.inf for interval in (self.initial_interval, self.maximum_interval)):
+            found.append("its intervals must be finite and not negative")
+        if not 1 <= self.backoff_coefficient < math.inf:
+            found.append(f"backoff_coefficient is {self.backoff_coefficient}, it must be finite, 1 or more")
+        if not isinstance(self.non_retryable, tuple | list):
+            found.append(f"non_retryable is {self.non_retryable!r}, it must be a tuple of exception classes or names")
         return found
 
     def delay(self, attempt: int, retry_after: float | None = None) -> float:
         """Seconds to wait after the failed attempt number ``attempt`` (1 is the first)."""
-        backoff = seconds(self.initial_interval) * self.backoff_coefficient ** (attempt - 1)
-        wait = min(backoff, seconds(self.maximum_interval))
+        initial, longest = seconds(self.initial_interval), seconds(self.maximum_interval)
+        try:
+            wait = min(initial * self.backoff_coefficient ** (attempt - 1), longest)
+        except OverflowError:  # after a thousand attempts or so
+            wait = longest if initial else 0.0
         return wait if retry_after is None else max(wait, min(retry_after, RETRY_AFTER_BOUND))
 
     def names(self) -> tuple[str, ...]:

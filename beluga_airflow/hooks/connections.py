@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 from airflow.sdk import BaseHook, Connection
@@ -9,18 +11,27 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from beluga_airflow.errors import InvalidSetting
 
-__all__ = ["bounded_number", "find_connection", "text"]
+__all__ = ["bounded_number", "find_connection", "flag", "text"]
+
+FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 async def find_connection(conn_id: str, *, default: str, conn_types: tuple[str, ...]) -> Connection | None:
     """The connection, or None where it is the default one and nobody made it.
 
     Raises:
-        InvalidSetting: a connection that was asked for by name does not exist, or is of another type.
+        InvalidSetting: a connection that was asked for by name does not exist, is of another type, or cannot be read.
     """
     try:
         connection = await BaseHook.aget_connection(conn_id)
     except AirflowNotFoundException:
+        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+        if variable in os.environ:
+            # Airflow passes it over in silence, and then the defaults would serve in its place
+            raise InvalidSetting(
+                f"the environment variable {variable} is there but Airflow cannot read it as a connection; write it "
+                f'as JSON, {{"conn_type": "{conn_types[0]}", ...}}'
+            ) from None
         if conn_id == default:
             return None
         raise InvalidSetting(
@@ -56,9 +67,23 @@ def bounded_number(connection: Connection, field: str, default: float) -> float:
     return number
 
 
+def flag(connection: Connection, field: str, default: bool) -> bool:
+    """A field of the connection's extra that must be true or false.
+
+    Raises:
+        InvalidSetting: it is neither.
+    """
+    value = text(connection, field)
+    found = default if value is None else FLAGS.get(value.strip().lower())
+    if found is None:
+        raise InvalidSetting(f"{field} of connection {connection.conn_id!r} is {value!r}, it must be true or false")
+    return found
+
+
 def _extra(connection: Connection) -> dict[str, Any]:
     try:
-        extra = connection.extra_dejson
+        # not by extra_dejson, for which broken JSON is an empty extra
+        extra = json.loads(connection.extra) if connection.extra else {}
     except ValueError:
         extra = None
     if not isinstance(extra, dict):

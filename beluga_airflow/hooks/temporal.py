@@ -9,7 +9,7 @@ from airflow.sdk import BaseHook
 
 from beluga_airflow.config import Settings
 from beluga_airflow.errors import BelugaError
-from beluga_airflow.hooks.connections import find_connection, text
+from beluga_airflow.hooks.connections import find_connection, flag, text
 
 if TYPE_CHECKING:
     from temporalio.client import Client
@@ -27,7 +27,7 @@ class TemporalHook(BaseHook):
 
     Args:
         temporal_conn_id: a connection of type ``temporal``: host and port, an API key as its password; namespace,
-            task_queue, tls and ui_url in its fields.
+            task_queue, tls (on where there is a key, unless it says otherwise) and ui_url in its fields.
         settings: instead of the defaults.
     """
 
@@ -45,7 +45,7 @@ class TemporalHook(BaseHook):
         """Where the connection leads.
 
         Raises:
-            InvalidSetting: the connection is missing or of another type.
+            InvalidSetting: the connection is missing, of another type, or something in it cannot be used.
         """
         # temporalio costs most of a second, which a DAG file that only names operators must not pay
         from beluga_airflow.temporal.client import Target
@@ -67,7 +67,7 @@ class TemporalHook(BaseHook):
             namespace=text(connection, "namespace") or defaults.namespace,
             task_queue=text(connection, "task_queue") or defaults.task_queue,
             api_key=connection.password or None,
-            tls=(text(connection, "tls") or "").lower() in ("true", "1", "yes", "on"),
+            tls=flag(connection, "tls", default=bool(connection.password)),
             ui_url=text(connection, "ui_url"),
         )
 

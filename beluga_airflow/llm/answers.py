@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beluga_airflow.graph import Decision
 from beluga_airflow.llm.client import ModelReply
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 __all__ = ["Misfit", "fitted", "parsed", "schema_of"]
 
 REASON = 500
-"""Characters of a reason that are kept."""
+"""Characters of a reason, or of what is wrong with an answer, that are kept."""
+BITS = 63
+"""What a whole number must fit into, as in Airflow's own messages."""
+KEPT = frozenset(
+    {
+        *("type", "enum", "const", "$ref", "title", "description", "pattern", "format", "minItems", "maxItems"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    }
+)
+"""Keywords that strict schemas may have, besides those that are built here."""
+FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
 
 
 class Misfit(Exception):  # never leaves this room, where it is an outcome and not an error
@@ -21,17 +33,20 @@ class Misfit(Exception):  # never leaves this room, where it is an outcome and n
 
 def schema_of(decision: Decision) -> dict[str, Any]:
     """The JSON schema of a whole answer, in the strict form that the OpenAI API wants."""
-    properties: dict[str, Any] = {"answer": _schema_of_answer(decision)}
+    answer = _schema_of_answer(decision)
+    definitions = answer.pop("$defs", None)
+    properties = {"answer": _strict(answer)}
     if decision.reason:
         properties["reason"] = {"type": "string"}
-    definitions = properties["answer"].pop("$defs", None)
     schema = {
         "type": "object",
         "properties": properties,
         "required": list(properties),
         "additionalProperties": False,
     }
-    return {**schema, "$defs": definitions} if definitions else schema
+    if definitions:
+        schema["$defs"] = {name: _strict(definition) for name, definition in definitions.items()}
+    return schema
 
 
 def _schema_of_answer(decision: Decision) -> dict[str, Any]:
@@ -39,18 +54,28 @@ def _schema_of_answer(decision: Decision) -> dict[str, Any]:
         return {"type": "string", "enum": list(decision.labels)}
     if decision.output_type in (bool, int, float):
         return {"type": {bool: "boolean", int: "integer", float: "number"}[decision.output_type]}
-    schema: dict[str, Any] = _strict(decision.output_type.model_json_schema())
+    schema: dict[str, Any] = decision.output_type.model_json_schema()
     return schema
 
 
-def _strict(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    strict = {key: _strict(value) for key, value in schema.items() if key != "default"}
-    if strict.get("type") == "object" and "properties" in strict:
-        strict |= {"additionalProperties": False, "required": list(strict["properties"])}
+def _strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """A part of pydantic's schema without what the API refuses; the check of the answer still holds it to that."""
+    if "$ref" in schema and len(schema) > 1:
+        beside = {key: value for key, value in schema.items() if key != "$ref"}
+        return _strict({**beside, "anyOf": [{"$ref": schema["$ref"]}]})
+    strict = {key: value for key, value in schema.items() if key in KEPT}
+    if strict.get("format") not in FORMATS:
+        strict.pop("format", None)
+    if "(?" in strict.get("pattern", ""):
+        del strict["pattern"]
+    if "items" in schema:
+        strict["items"] = _strict(schema["items"])
+    several = schema.get("anyOf") or schema.get("oneOf")
+    if several:
+        strict["anyOf"] = [_strict(part) for part in several]
+    if schema.get("type") == "object":
+        properties = {name: _strict(part) for name, part in schema.get("properties", {}).items()}
+        strict |= {"properties": properties, "required": list(properties), "additionalProperties": False}
     return strict
 
 
@@ -69,7 +94,7 @@ def parsed(decision: Decision, reply: ModelReply) -> tuple[Any, str | None]:
     if not isinstance(content, dict) or "answer" not in content:
         raise Misfit('the answer is not an object with "answer"')
     reason = content.get("reason") if decision.reason else None
-    return fitted(decision, content["answer"]), str(reason)[:REASON] if reason else None
+    return fitted(decision, content["answer"]), _line(reason) if reason else None
 
 
 def fitted(decision: Decision, answer: Any) -> Any:
@@ -89,20 +114,54 @@ def fitted(decision: Decision, answer: Any) -> Any:
         return answer
     if kind in (int, float):
         return _number(answer, kind)
-    from pydantic import BaseModel, ValidationError
-
-    try:
-        model: BaseModel = kind.model_validate(answer.model_dump() if isinstance(answer, BaseModel) else answer)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
-        text = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults[:10])
-        raise Misfit(f"the answer is no {kind.__name__}: {text}") from None
-    return model.model_dump(mode="json")
+    return _modelled(answer, kind)
 
 
 def _number(answer: Any, kind: type) -> int | float:
-    if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
         raise Misfit("the answer is not a number")
-    if kind is int and int(answer) != answer:
-        raise Misfit("the answer is not a whole number")
-    return int(answer) if kind is int else float(answer)
+    try:
+        whole = int(answer)
+        number = float(answer)
+    except (OverflowError, ValueError):
+        raise Misfit("the answer is not a finite number") from None
+    if kind is float:
+        return number
+    if whole != answer or whole.bit_length() > BITS:
+        raise Misfit(f"the answer is not a whole number of at most {BITS} bits")
+    return whole
+
+
+def _modelled(answer: Any, kind: Any) -> Any:
+    from pydantic import ValidationError
+    from pydantic_core import to_json
+
+    try:
+        # by way of JSON: a strict model takes a date's text from nothing else
+        model = answer if isinstance(answer, kind) else kind.model_validate_json(to_json(answer))
+        value = model.model_dump(mode="json")
+        json.dumps(value, allow_nan=False)
+    except ValidationError as error:
+        raise Misfit(f"the answer is no {kind.__name__}: {_faults(error)}"[:REASON]) from None
+    except ValueError:
+        raise Misfit(f"the answer is no {kind.__name__}: it holds what JSON cannot hold") from None
+    return value
+
+
+def _faults(error: ValidationError) -> str:
+    """What pydantic found, without what it repeats of the answer."""
+    faults = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False)[:10]:
+        place, what = fault["loc"], fault["msg"]
+        if fault["type"] == "extra_forbidden":
+            place = place[:-1]  # the last is a name of the model's own
+        elif fault["type"] == "union_tag_invalid":
+            what = "its tag is none of those expected"
+        faults.append(f"{'.'.join(map(str, place)) or 'as a whole'}: {what}")
+    return "; ".join(faults)
+
+
+def _line(text: Any) -> str:
+    """A model's text as one harmless line."""
+    kept = text if isinstance(text, str) else json.dumps(text)
+    return "".join(char if char.isprintable() else " " for char in kept[:REASON])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.parse import urlsplit
 
 from beluga_airflow.config import LLMSettings
 from beluga_airflow.errors import InvalidSetting, ModelError, ModelRefused, ModelUnavailable
@@ -27,15 +30,31 @@ AGAIN = frozenset({408, 409, 429})
 """Status codes below 500 that another attempt may help."""
 
 
+WORD = re.compile(r"[A-Za-z_.]{1,60}")
+"""A server's codes and parameters; a key or a piece of data does not look like one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where a model is, and how to be let in. ``timeout`` is in seconds, for one call."""
+    """Where a model is, and how to be let in. ``timeout`` is in seconds, for one call.
+
+    Raises:
+        InvalidSetting: ``base_url`` is no address of an API.
+    """
 
     provider: str = LLMSettings.provider
     model: str = LLMSettings.model
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     timeout: float = LLMSettings.timeout
+
+    def __post_init__(self) -> None:
+        if self.base_url and not _is_address(self.base_url):
+            # not the text itself: people put keys there
+            raise InvalidSetting(
+                f"the base_url for model provider {self.provider!r} cannot be used: write http(s)://host/path, with no "
+                "user, password or query in it; a key goes into the connection's password"
+            )
 
     @property
     def address(self) -> str:
@@ -54,10 +73,14 @@ class Endpoint:
         """The API key, from the provider's usual environment variable where none is given.
 
         Raises:
-            InvalidSetting: the provider wants one and there is none.
+            InvalidSetting: the provider wants one and there is none, or it cannot be one.
         """
         variable = preset(self.provider).key_variable
-        key = self.api_key or (os.environ.get(variable) if variable else None)
+        key = (self.api_key or (os.environ.get(variable) if variable else None) or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise InvalidSetting(
+                f"the API key for model provider {self.provider!r} holds characters that no key has; copy it again"
+            )
         if not key and variable:
             raise InvalidSetting(
                 f"no API key for model provider {self.provider!r}: put it into the connection's password, "
@@ -147,19 +170,23 @@ class OpenAIClient:
             )
         started = time.monotonic()
         try:
-            completion = await self._client.chat.completions.create(
-                model=request.model or self._endpoint.model,
-                messages=cast("list[ChatCompletionMessageParam]", list(request.messages)),
-                max_completion_tokens=request.max_tokens,
-                response_format={
-                    "type": "json_schema",
-                    "json_schema": {"name": "decision", "strict": True, "schema": dict(request.schema)},
-                },
-            )
+            # the library's own timeout begins anew with every byte
+            async with asyncio.timeout(self._endpoint.timeout):
+                completion = await self._client.chat.completions.create(
+                    model=request.model or self._endpoint.model,
+                    messages=cast("list[ChatCompletionMessageParam]", list(request.messages)),
+                    max_completion_tokens=request.max_tokens,
+                    response_format={
+                        "type": "json_schema",
+                        "json_schema": {"name": "decision", "strict": True, "schema": dict(request.schema)},
+                    },
+                )
             return _reply(completion, self._endpoint.provider, time.monotonic() - started)
+        except TimeoutError:
+            raise self._late() from None
         except openai.OpenAIError as error:
             raise self._translated(error) from None
-        except (ValueError, AttributeError, IndexError, TypeError) as error:
+        except (ValueError, AttributeError, IndexError, TypeError, RecursionError) as error:
             # the body was no chat completion: the library hands it on unchecked
             raise ModelUnavailable(
                 f"{self._who} answered something that is no chat completion ({type(error).__name__}); "
@@ -175,12 +202,15 @@ class OpenAIClient:
     def _who(self) -> str:
         return f"the model endpoint {self._address} (provider {self._endpoint.provider!r})"
 
+    def _late(self) -> ModelUnavailable:
+        return ModelUnavailable(f"{self._who} did not answer within {self._endpoint.timeout:g} s")
+
     def _translated(self, error: openai.OpenAIError) -> ModelError:
         # never the server's own message: it may repeat the key, the question or the data
         import openai
 
         if isinstance(error, openai.APITimeoutError):
-            return ModelUnavailable(f"{self._who} did not answer within {self._endpoint.timeout:g} s")
+            return self._late()
         if isinstance(error, openai.APIStatusError):
             return self._of_status(error)
         if isinstance(error, openai.APIConnectionError):
@@ -205,6 +235,7 @@ class OpenAIClient:
 
 def _reply(completion: ChatCompletion, provider: str, seconds: float) -> ModelReply:
     choice = completion.choices[0]
+    content = choice.message.content
     trouble = None
     if choice.message.refusal:
         trouble = "the model refused to answer"
@@ -212,24 +243,37 @@ def _reply(completion: ChatCompletion, provider: str, seconds: float) -> ModelRe
         trouble = "a content filter stopped the answer"
     elif choice.finish_reason == "length":
         trouble = "the answer was cut off at max_tokens"
-    elif not choice.message.content:
+    elif not content:
         trouble = "the answer is empty"
     usage = completion.usage
     return ModelReply(
-        content="" if trouble else str(choice.message.content),
+        content="" if trouble else str(content),
         trouble=trouble,
-        model=completion.model,
+        model=str(completion.model or "unknown"),
         provider=provider,
-        usage=Usage(input=usage.prompt_tokens, output=usage.completion_tokens) if usage else Usage(),
-        simulated=(completion.system_fingerprint or "").startswith(SIMULATION),
+        usage=Usage(input=_count(usage.prompt_tokens), output=_count(usage.completion_tokens)) if usage else Usage(),
+        simulated=str(completion.system_fingerprint).startswith(SIMULATION),
         seconds=seconds,
     )
 
 
+def _is_address(base_url: str) -> bool:
+    try:
+        parts = urlsplit(base_url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return has_host and parts.scheme in ("http", "https") and not ("@" in parts.netloc or parts.query or parts.fragment)
+
+
+def _count(tokens: object) -> int:
+    # the library checks no types, and endpoints differ
+    return tokens if isinstance(tokens, int) and tokens > 0 else 0
+
+
 def _word(text: object) -> str:
     """A code of the server's, when it looks like one."""
-    word = str(text or "")
-    return word if len(word) <= 60 and word.replace("_", "").replace(".", "").isalnum() else ""
+    return text if isinstance(text, str) and WORD.fullmatch(text) else ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -141,9 +142,9 @@ async def decide(
 
 def _by_rule(decision: Decision, data: Mapping[str, Any], fingerprint: str, attempt: int) -> DecisionRecord | None:
     for number, (predicate, answer) in enumerate(decision.rules, start=1):
-        if predicate(dict(data)):
+        if predicate(_copied(data)):
             return DecisionRecord(
-                answer=_own(decision, answer(dict(data)) if callable(answer) else answer),
+                answer=_own(decision, answer(_copied(data)) if callable(answer) else answer),
                 decided_by="rule",
                 reason=f"rule {number}",
                 fingerprint=fingerprint,
@@ -196,7 +197,7 @@ def _by_fallback(
     decision: Decision, data: Mapping[str, Any], fingerprint: str, attempt: int, bill: _Bill, why: str
 ) -> DecisionRecord:
     log.warning("a decision takes its fallback: %s", why)
-    answer = decision.fallback(dict(data)) if callable(decision.fallback) else decision.fallback
+    answer = decision.fallback(_copied(data)) if callable(decision.fallback) else decision.fallback
     return DecisionRecord(
         answer=_own(decision, answer),
         decided_by="fallback",
@@ -205,6 +206,11 @@ def _by_fallback(
         attempt=attempt,
         **bill.entries(),
     )
+
+
+def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
+    # what the model sees must not be changed by the author's functions
+    return copy.deepcopy(dict(data))
 
 
 def _own(decision: Decision, answer: Any) -> Any:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import Context
 
 from beluga_airflow.config import Settings
-from beluga_airflow.errors import BelugaError, InvalidInput, InvalidSetting
+from beluga_airflow.errors import BelugaError, InvalidInput, InvalidSetting, TemporalError
 from beluga_airflow.execute.values import to_json
 from beluga_airflow.graph import FlowResult, Identity
 from beluga_airflow.hooks.backends import AirflowBackends
-from beluga_airflow.operators.items import items_of, published
+from beluga_airflow.operators.items import check_place, items_of, published
 from beluga_airflow.operators.runs import failing_for_good, generation_of, run_parts
 from beluga_airflow.operators.temporal import TemporalOperator
 
@@ -35,7 +35,7 @@ class TemporalBatchOperator(TemporalOperator):
 
     Args:
         flow: the flow, at the top level of a module that the worker can import, or its import path.
-        items: a list (an XCom too), or the import path of a function that gives them; templated.
+        items: a list (an XCom too), its JSON text, or the import path of a function that gives them; templated.
         items_args: keyword arguments for that function; templated.
         key: the field of each item that holds its business key; two items with one key are an error. Without it
             idempotency keys are made from dag, run, task, map index and the item's place.
@@ -94,7 +94,7 @@ class TemporalBatchOperator(TemporalOperator):
     async def completed(self, context: Context, run: Run, returned: Any) -> dict[str, Any]:
         """Publish the results and return the manifest."""
         if returned.get("error"):
-            raise InvalidInput(f"the batch did not end: {returned['error']}")
+            raise TemporalError(f"the batch did not end: {returned['error']}")
         from beluga_airflow.temporal.batch import Batch
 
         async with AirflowBackends() as backends:
@@ -118,9 +118,13 @@ class TemporalBatchOperator(TemporalOperator):
         from beluga_airflow.temporal.batch import Batch
 
         async with AirflowBackends() as backends:
-            batch = Batch(await backends.store(self.state_conn_id), name)
+            store = await backends.store(self.state_conn_id)
+            check_place(self._path(store.url, name))
+            batch = Batch(store, name)
             staged = await batch.staged()
             if staged is None:
+                # an attempt that was lost on the way may have seen other items
+                await batch.forget()
                 staged = await batch.put(self._items(context, batch), started=time.time())
             else:
                 self.log.info("going on with the %d items that an earlier attempt stored", staged)
@@ -135,9 +139,11 @@ class TemporalBatchOperator(TemporalOperator):
         index = 0
         async for raw in items_of(self.items, self.items_args):
             try:
-                data = to_json(dict(raw), f"item {index}")
+                data = to_json(raw, f"item {index}")
+                if not isinstance(data, dict):
+                    raise InvalidInput(f"it is a {type(raw).__name__}, it must be a mapping")
                 key, scope = self._identity(context, data, index)
-            except (BelugaError, TypeError, ValueError) as error:
+            except BelugaError as error:
                 # one bad item is one failed line, and takes nobody else down
                 failed = FlowResult(status="failed", error=f"item {index} cannot be run: {error}")
                 item = Item(index=index, key=f"item {index}", scope="", data={})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import tempfile
@@ -12,23 +13,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beluga_airflow.errors import InvalidInput, InvalidSetting
+from beluga_airflow.errors import InvalidSetting
+from beluga_airflow.operators.runs import parsed_text
 
-__all__ = ["Manifest", "items_of", "published"]
+__all__ = ["Manifest", "check_place", "items_of", "published"]
+
+PATH_LENGTH = 200
+"""Characters of an import path that are shown: what is longer is no path, but somebody's data."""
 
 
 async def items_of(items: Any, arguments: Mapping[str, Any] | None) -> AsyncIterator[Any]:
     """The items, one at a time.
 
     Args:
-        items: a list, or the import path ``"package.module:function"`` of a function that gives an iterable or an
-            asynchronous one.
+        items: a list, its JSON text, or the import path ``"package.module:function"`` of a function, sync or async,
+            that gives an iterable or an asynchronous one.
         arguments: keyword arguments for that function.
 
     Raises:
         InvalidSetting: there is no such function, or it gives no items.
+        InvalidInput: the text is not JSON.
     """
-    source = _function(items)(**(arguments or {})) if isinstance(items, str) else items
+    source = _source(items, arguments or {})
+    if inspect.isawaitable(source):
+        source = await source
     if isinstance(source, AsyncIterable):
         async for item in source:
             yield item
@@ -39,14 +47,30 @@ async def items_of(items: Any, arguments: Mapping[str, Any] | None) -> AsyncIter
         raise InvalidSetting(f"items= gave a {type(source).__name__}, it must give an iterable of items")
 
 
+def _source(items: Any, arguments: Mapping[str, Any]) -> Any:
+    if not isinstance(items, str):
+        return items
+    if items.lstrip().startswith("["):
+        return parsed_text(items, "items=")
+    function = _function(items)
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise InvalidSetting(f"items_args= does not fit items={items!r}: {error}") from None
+    except ValueError:
+        pass  # builtins have no signature to look at
+    return function(**arguments)
+
+
 def _function(path: str) -> Any:
     module_name, _, name = path.partition(":")
+    shown = path if len(path) <= PATH_LENGTH else f"{path[:PATH_LENGTH]}..."
     try:
-        function = getattr(importlib.import_module(module_name), name) if name else None
-    except (ImportError, AttributeError) as error:
-        raise InvalidSetting(f"items={path!r} cannot be imported: {error}") from error
+        function = getattr(importlib.import_module(module_name), name) if module_name and name else None
+    except Exception as error:  # a module's code may raise anything
+        raise InvalidSetting(f"items={shown!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(function):
-        raise InvalidSetting(f"items={path!r} is not the import path of a function; write 'package.module:function'")
+        raise InvalidSetting(f"items={shown!r} is not the import path of a function; write 'package.module:function'")
     return function
 
 
@@ -66,7 +90,10 @@ class Manifest:
         """Count one result."""
         self.statuses[result["status"]] += 1
         for record in result["decisions"].values():
-            self.choices[str(record["answer"])] += 1
+            answer = record["answer"]
+            if isinstance(answer, str | bool):
+                # numbers and objects are no choices: there could be as many of them as items
+                self.choices[answer if isinstance(answer, str) else json.dumps(answer)] += 1
             self.decided_by[record["decided_by"]] += 1
             self.tokens.update(record["tokens"])
             self.simulated |= record["simulated"]
@@ -90,11 +117,26 @@ class Manifest:
         }
 
 
+def check_place(path: Path) -> None:
+    """See that results can be written there, before anything is done to have some.
+
+    Raises:
+        InvalidSetting: they cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 async def published(results: AsyncIterable[Mapping[str, Any]], path: Path) -> Manifest:
     """Write results as JSON Lines; the file appears whole or not at all.
 
     Raises:
-        InvalidInput: the file cannot be written.
+        InvalidSetting: the file cannot be written.
     """
     manifest = Manifest()
     try:
@@ -102,16 +144,19 @@ async def published(results: AsyncIterable[Mapping[str, Any]], path: Path) -> Ma
         # a name of its own, so that two writers never share a half-written file
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 async for result in results:
                     manifest.add(result)
-                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
+                    # ASCII: some readers take other characters for ends of lines, and half a one has no bytes
+                    file.write(json.dumps(result) + "\n")
             Path(temporary).replace(path)  # noqa: ASYNC240  # as above
         except BaseException:
             Path(temporary).unlink(missing_ok=True)  # noqa: ASYNC240  # as above
             raise
     except OSError as error:
-        raise InvalidInput(
-            f"the results cannot be written to {path}: {error}; set results_path= to another place"
-        ) from error
+        raise _unwritable(path, error) from error
     return manifest
+
+
+def _unwritable(path: Path, error: OSError) -> InvalidSetting:
+    return InvalidSetting(f"the results cannot be written to {path}: {error}; set results_path= to another place")

@@ -21,6 +21,8 @@ __all__ = [
     "identity_of",
     "is_template",
     "mapping_of",
+    "parsed_text",
+    "push_decisions",
     "run_parts",
 ]
 
@@ -60,13 +62,23 @@ def mapping_of(inputs: Any) -> dict[str, Any]:
         InvalidInput: it is neither.
     """
     if isinstance(inputs, str):
-        try:
-            inputs = json.loads(inputs)
-        except ValueError as error:
-            raise InvalidInput(f"the input is a text that is not JSON ({error}); give a mapping or its JSON") from None
+        inputs = parsed_text(inputs, "the input")
     if inputs is not None and not isinstance(inputs, Mapping):
         raise InvalidInput(f"the input is a {type(inputs).__name__}; give a mapping or its JSON")
     return dict(inputs or {})
+
+
+def parsed_text(text: str, what: str) -> Any:
+    """JSON that arrives as text, as from a template.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # the error tells the place, not the text
+        raise InvalidInput(f"{what} is a text that is not JSON ({error}); end the template with '| tojson'") from None
 
 
 def is_template(value: object) -> bool:
@@ -98,14 +110,18 @@ def identity_of(context: Context, flow: str, inputs: Mapping[str, Any], *, key: 
     return Identity.of(flow, value, generation=generation)
 
 
-def ended(context: Context, result: FlowResult) -> dict[str, Any]:
-    """Push the decisions of a result and return what the task returns.
+def push_decisions(context: Context, result: FlowResult) -> None:
+    """Push the records of a flow's decisions, by step, however it ended."""
+    if result.decisions:
+        context["ti"].xcom_push(key="decisions", value=result.decisions)
+
+
+def ended(result: FlowResult) -> dict[str, Any]:
+    """What the task returns.
 
     Raises:
         AirflowFailException: the flow did not end well; its steps' retries are used up, so the task is not retried.
     """
-    if result.decisions:
-        context["ti"].xcom_push(key="decisions", value=result.decisions)
     if not result.ok:
         raise AirflowFailException(f"flow {result.status}: {result.error}")
     return {"status": result.status, "data": result.data}

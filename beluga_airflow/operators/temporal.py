@@ -27,6 +27,7 @@ from beluga_airflow.operators.runs import (
     identity_of,
     is_template,
     mapping_of,
+    push_decisions,
     run_parts,
 )
 from beluga_airflow.triggers.temporal import TemporalRunTrigger
@@ -145,7 +146,7 @@ class TemporalWorkflowOperator(TemporalOperator):
         flow: the flow, at the top level of a module that the worker can import, or its import path.
         inputs: the flow's input, a mapping or its JSON text; templated.
         key: the business key from which idempotency keys are made: the name of a field of the input, or a template.
-        workflow_id: instead of an id from dag, run, task, map index and generation; templated.
+        workflow_id: instead of an id from dag, run, task and map index; templated. A clear adds its number to it.
         task_queue: instead of the connection's.
         wait_timeout: how long the task waits; the workflow itself is bounded by its flow's timeout, or 3600 s.
         temporal_conn_id: the server's connection.
@@ -185,11 +186,18 @@ class TemporalWorkflowOperator(TemporalOperator):
                 llm_conn_id=self.llm_conn_id,
                 state_conn_id=self.state_conn_id,
             )
-            name = "/".join(map(str, run_parts(context)))
-            workflow_id = self.workflow_id or f"{name}@{generation_of(context)}"
-            await self.start_and_defer(context, FLOW_WORKFLOW, call, workflow_id=workflow_id)
+            await self.start_and_defer(context, FLOW_WORKFLOW, call, workflow_id=self._workflow_id(context))
         except BelugaError as error:
             raise failing_for_good(error) from error
 
+    def _workflow_id(self, context: Context) -> str:
+        generation = generation_of(context)
+        if self.workflow_id and not generation:
+            return self.workflow_id
+        name = self.workflow_id or "/".join(map(str, run_parts(context)))
+        return f"{name}@{generation}"
+
     async def completed(self, context: Context, run: Run, returned: Any) -> dict[str, Any]:  # noqa: ARG002  # for batches
-        return ended(context, FlowResult.from_json(returned))
+        result = FlowResult.from_json(returned)
+        push_decisions(context, result)
+        return ended(result)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
@@ -47,8 +49,14 @@ def judge(error: BaseException, retry: Retry) -> Failure:
         kind=type(error).__name__,
         message=f"{type(error).__name__}: {text}" if text else type(error).__name__,
         retryable=not listed and (error.retryable if isinstance(error, BelugaError) else True),
-        retry_after=getattr(error, "retry_after", None),
+        retry_after=_retry_after(error),
     )
+
+
+def _retry_after(error: BaseException) -> float | None:
+    # errors of other libraries have attributes of this name that hold texts or moments
+    wait = getattr(error, "retry_after", None)
+    return float(wait) if isinstance(wait, int | float) and math.isfinite(wait) else None
 
 
 async def retrying(attempt: Callable[[int], Awaitable[T]], retry: Retry) -> T:
@@ -65,7 +73,9 @@ async def retrying(attempt: Callable[[int], Awaitable[T]], retry: Retry) -> T:
     loop = AsyncRetrying(
         stop=stop_after_attempt(retry.maximum_attempts), wait=wait, retry=retry_if_exception(again), reraise=True
     )
-    async for trial in loop:
-        with trial:
-            return await attempt(trial.retry_state.attempt_number)
-    raise AssertionError("tenacity re-raises the last error")
+    numbers = count(1)
+
+    async def once() -> T:
+        return await attempt(next(numbers))
+
+    return await loop(once)

@@ -14,7 +14,7 @@ def open_store(url: str) -> StateStore:
     Raises:
         InvalidSetting: no backend of ours serves such a URL.
     """
-    scheme, _, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     if scheme == "memory":
         from beluga_airflow.state.memory import MemoryStore
 
@@ -23,7 +23,6 @@ def open_store(url: str) -> StateStore:
         from beluga_airflow.state.sqlite import SqliteStore
 
         return SqliteStore(rest[1:])
-    # the rest of the URL may hold a password
-    raise InvalidSetting(
-        f"no state store serves a URL that begins with {scheme!r}; use 'memory://' or 'sqlite:////path/to/state.db'"
-    )
+    # what is behind the scheme may be a password
+    begins = f"begins with {scheme!r}" if separator else "has no '://'"
+    raise InvalidSetting(f"no state store serves a URL that {begins}; use 'memory://' or 'sqlite:////path/to/state.db'")

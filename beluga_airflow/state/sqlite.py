@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import queue
 import sqlite3
 import threading
@@ -12,14 +11,18 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
+
 from beluga_airflow.errors import StateError, StateUnavailable
 from beluga_airflow.state.base import Versioned
-from beluga_airflow.state.codec import encode
+from beluga_airflow.state.codec import decode, encode, named
 
 __all__ = ["SqliteStore"]
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
+Item = tuple[Work, Future[Any]]
+Inbox = queue.SimpleQueue[Item | None]
 
 BUSY_SECONDS = 30.0
 """How long a write waits for another process's write."""
@@ -35,6 +38,11 @@ INSERT OR IGNORE INTO version VALUES (1, 0);
 """
 
 
+def _is_busy(error: BaseException) -> bool:
+    # the low byte; the others tell kinds of being busy apart
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
 class SqliteStore:
     """See ``StateStore``. One thread owns the connection and commits what has gathered in one go.
 
@@ -44,9 +52,9 @@ class SqliteStore:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).expanduser().absolute()
-        self._work: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._inbox: Inbox = queue.SimpleQueue()
 
     @property
     def url(self) -> str:
@@ -60,15 +68,16 @@ class SqliteStore:
         def work(db: sqlite3.Connection) -> Any:
             return db.execute("SELECT value, version FROM state WHERE key = ?", (key,)).fetchone()
 
+        named(key)
         row = await self._do(work)
-        return Versioned(value=json.loads(row[0]), version=row[1]) if row else None
+        return Versioned(value=decode(key, row[0]), version=row[1]) if row else None
 
     async def set(self, key: str, value: Any) -> int:
-        text = encode(key, value)
+        text = encode(named(key), value)
         return await self._do(lambda db: _store(db, key, text))
 
     async def compare_and_swap(self, key: str, value: Any, *, version: int | None) -> int | None:
-        text = encode(key, value)
+        text = encode(named(key), value)
 
         def work(db: sqlite3.Connection) -> int | None:
             row = db.execute("SELECT version FROM state WHERE key = ?", (key,)).fetchone()
@@ -81,11 +90,12 @@ class SqliteStore:
             _next_version(db)
             return db.execute("DELETE FROM state WHERE key = ?", (key,)).rowcount > 0
 
+        named(key)
         return await self._do(work)
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         # pages after the last key seen, so that a long listing holds back no writer
-        last = prefix
+        last = named(prefix)
         comparison = ">="
         while True:
             page = await self._do(_page(comparison, last))
@@ -101,7 +111,7 @@ class SqliteStore:
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is not None:
-                self._work.put(None)
+                self._inbox.put(None)
         if thread is not None:
             await asyncio.to_thread(thread.join)
 
@@ -109,35 +119,33 @@ class SqliteStore:
         future: Future[T] = Future()
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="beluga-state", daemon=True)
+                # an inbox of its own: the thread before may still be at work
+                self._inbox = queue.SimpleQueue()
+                self._thread = threading.Thread(target=self._run, args=(self._inbox,), name="beluga-state", daemon=True)
                 self._thread.start()
-            self._work.put((work, future))
+            self._inbox.put((work, future))
         return await asyncio.wrap_future(future)
 
-    def _run(self) -> None:
+    def _run(self, inbox: Inbox) -> None:
         db: sqlite3.Connection | None = None
-        while (first := self._work.get()) is not None:
-            group = [first]
-            ended = False
-            while len(group) < GROUP and not self._work.empty():
-                item = self._work.get()
-                if item is None:
-                    ended = True
-                    break
-                group.append(item)
+        ended = False
+        while not ended:
+            group, ended = _gathered(inbox)
             try:
-                db = db or self._open()
-                _commit(db, group)
-            except (sqlite3.Error, OSError) as error:
+                if group:
+                    db = db or self._open()
+                    _commit(db, group)
+            except Exception as error:  # whatever it is, somebody waits for an answer
                 _discard(db)
                 db = None
                 for _, future in group:
-                    if not future.done():
-                        future.set_exception(self._translated(error))
-            if ended:
-                break
+                    future.set_exception(self._translated(error))
         _discard(db)
 
+    # of several that open a new file at once, SQLite refuses some at once, without waiting for BUSY_SECONDS
+    @retry(
+        retry=retry_if_exception(_is_busy), stop=stop_after_delay(BUSY_SECONDS), wait=wait_random(0, 0.1), reraise=True
+    )
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path.touch(mode=0o600)
@@ -157,18 +165,24 @@ class SqliteStore:
         return StateUnavailable(f"the state store {self.url} cannot be used now: {error}; check the file and its disk")
 
 
-def _commit(db: sqlite3.Connection, group: list[tuple[Work, Future[Any]]]) -> None:
+def _gathered(inbox: Inbox) -> tuple[list[Item], bool]:
+    """What waits, at least one operation, unless the end (the second value) came before it."""
+    group: list[Item] = []
+    while not group or (len(group) < GROUP and not inbox.empty()):
+        item = inbox.get()
+        if item is None:
+            return group, True
+        if item[1].set_running_or_notify_cancel():  # from here on it cannot be cancelled any more
+            group.append(item)
+    return group, False
+
+
+def _commit(db: sqlite3.Connection, group: list[Item]) -> None:
     db.execute("BEGIN IMMEDIATE")
-    try:
-        results = [work(db) for work, _ in group]
-        db.execute("COMMIT")
-    except sqlite3.Error:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
+    results = [work(db) for work, _ in group]
+    db.execute("COMMIT")
     for (_, future), result in zip(group, results, strict=True):
-        if not future.cancelled():
-            future.set_result(result)
+        future.set_result(result)
 
 
 def _discard(db: sqlite3.Connection | None) -> None:

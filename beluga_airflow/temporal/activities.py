@@ -140,7 +140,8 @@ def _failures(retry: Retry, number: int) -> Iterator[None]:
         # a traceback where the author's code may be at fault: it does not travel further
         log.warning("attempt %d failed: %s", number, failure.message, exc_info=not isinstance(error, BelugaError))
         raise ApplicationError(
-            failure.message,
+            # halves of characters, which JSON lets in and Temporal does not
+            failure.message.encode("utf-8", "backslashreplace").decode(),
             type=failure.kind,
             non_retryable=not failure.retryable,
             next_retry_delay=timedelta(seconds=retry.delay(number, failure.retry_after)),
@@ -157,8 +158,9 @@ async def _heartbeat() -> AsyncIterator[None]:
 
     async def beat(interval: float) -> None:
         while True:
-            activity.heartbeat()
+            # a short step ends without one
             await asyncio.sleep(interval)
+            activity.heartbeat()
 
     task = asyncio.create_task(beat(timeout.total_seconds() / 4))
     try:

@@ -89,9 +89,9 @@ class Batch:
         for index in range(total):
             entry = await self.store.get(self._key("results", index))
             if entry is None:
-                item = await self.item(index)
-                error = lost.get(str(index), "it never ended")
-                entry = {"key": item.key, **FlowResult(status="failed", error=error).to_json()}
+                item = await self.store.get(self._key("items", index), {"key": f"item {index}"})
+                error = lost.get(str(index), "no worker could end it; the history of the workflow says why")
+                entry = {"key": item["key"], **FlowResult(status="failed", error=error).to_json()}
             yield {"index": index, **entry}
 
     def checkpoint(self, index: int, fingerprint: str) -> ItemCheckpoint:

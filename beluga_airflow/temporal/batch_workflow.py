@@ -22,12 +22,12 @@ with workflow.unsafe.imports_passed_through():
         ItemCall,
     )
 
-__all__ = ["PAGE", "BatchWorkflow"]
+__all__ = ["BatchWorkflow"]
 
-PAGE = 1_000
-"""Items of one run; then the workflow continues as new, before its history grows."""
 GRACE = 60.0
 """Seconds beyond an item's own timeout before the server gives it up."""
+LOST, LOST_LENGTH = 2_000, 500
+"""Of how many lost items it is kept why, and in how many characters: it travels to the next run and to Airflow."""
 POLICY = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     maximum_interval=timedelta(seconds=30),
@@ -62,7 +62,7 @@ class BatchWorkflow:
     async def run(self, call: BatchCall) -> dict[str, Any]:
         if call.offset == 0 and call.total:
             await self._prepare()
-        end = min(call.offset + PAGE, call.total)
+        end = min(call.offset + call.page, call.total)
         indexes = iter(range(call.offset, end))
         lanes = min(call.max_in_flight, end - call.offset)
         # each lane takes the next item as it ends one, so that a slow item holds back nobody
@@ -77,6 +77,7 @@ class BatchWorkflow:
             self._item(0),
             start_to_close_timeout=timedelta(seconds=60),
             retry_policy=POLICY,
+            activity_id="prepare",
             summary="prepare",
         )
 
@@ -91,13 +92,15 @@ class BatchWorkflow:
                     start_to_close_timeout=timedelta(seconds=self._call.item_timeout + GRACE),
                     heartbeat_timeout=HEARTBEAT,
                     retry_policy=POLICY,
+                    activity_id=f"item-{index}",
                     summary=f"item {index}",
                 )
             except ActivityError as error:
                 if workflow.cancellation_reason() is not None:
                     raise
                 status = "failed"
-                self._lost[str(index)] = message_of(error)
+                if len(self._lost) < LOST:
+                    self._lost[str(index)] = message_of(error)[:LOST_LENGTH]
             finally:
                 self._in_flight -= 1
             self._statuses[status] += 1

@@ -23,9 +23,10 @@ from temporalio.exceptions import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from beluga_airflow.config import TemporalSettings
-from beluga_airflow.errors import InvalidSetting, TemporalError, TemporalUnavailable
+from beluga_airflow.errors import InvalidInput, InvalidSetting, TemporalError, TemporalUnavailable
 from beluga_airflow.graph import FlowResult
 from beluga_airflow.temporal.flow_workflow import FLOW_FAILED
+from beluga_airflow.temporal.messages import DATA_CONVERTER
 
 __all__ = ["Run", "Target", "cancel", "check", "closed", "connect", "result_of", "start"]
 
@@ -80,13 +81,19 @@ async def connect(target: Target, plugins: Sequence[Any] = ()) -> Client:
     Raises:
         TemporalUnavailable: no server answers there.
         TemporalError: it answers, and refuses.
+        InvalidSetting: the target is no address.
     """
+    if "://" in target.address:
+        raise InvalidSetting(
+            f"{target.address!r} is no address of a Temporal server: write the host alone, without what is before '://'"
+        )
     with _translated(target):
         return await Client.connect(
             target.address,
             namespace=target.namespace,
             api_key=target.api_key,
             tls=target.tls,
+            data_converter=DATA_CONVERTER,
             plugins=list(plugins),
         )
 
@@ -100,6 +107,7 @@ async def start(
     that was lost may call this again.
 
     Raises:
+        InvalidInput: the call is too large for Temporal.
         TemporalUnavailable: no server answers.
         TemporalError: the server refuses.
     """
@@ -116,6 +124,9 @@ async def start(
             )
         except WorkflowAlreadyStartedError as error:
             return Run(workflow_id=workflow_id, run_id=str(error.run_id))
+        except ApplicationError as error:
+            # our own converter's: nothing was sent
+            raise InvalidInput(f"workflow {workflow_id!r} cannot be started: {error.message}") from error
     return Run(workflow_id=workflow_id, run_id=str(handle.first_execution_run_id))
 
 
@@ -177,7 +188,10 @@ async def cancel(client: Client, target: Target, run: Run) -> None:
     """
     try:
         with _translated(target):
-            await _handle(client, run).cancel()
+            described = await _handle(client, run).describe()
+            # not by its run id: a batch may have gone on under another since
+            first = described.raw_description.workflow_execution_info.first_run_id
+            await client.get_workflow_handle(run.workflow_id, first_execution_run_id=first).cancel()
     except TemporalUnavailable:
         raise
     except TemporalError as error:
@@ -211,7 +225,8 @@ def _failed(error: WorkflowFailureError, run: Run) -> dict[str, Any]:
     if isinstance(cause, CancelledError):
         return FlowResult(status="cancelled", error="the workflow was cancelled").to_json()
     if isinstance(cause, TerminatedError):
-        return FlowResult(status="cancelled", error="the workflow was terminated").to_json()
+        # the reason that a person gave, or the server
+        return FlowResult(status="cancelled", error=f"the workflow was terminated: {cause.message}").to_json()
     if isinstance(cause, TimeoutError):
         return FlowResult(status="timed_out", error="the workflow used up its time on the server").to_json()
     while cause is not None and cause.__cause__ is not None:

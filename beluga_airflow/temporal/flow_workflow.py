@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    FailureError,
+    TimeoutError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
-    from opentelemetry import trace
+    from opentelemetry import context, trace
+    from opentelemetry.trace import Span
     from temporalio.contrib.opentelemetry import ReplaySafeTracerProvider
 
     from beluga_airflow.graph import FlowResult, Outcome, Retry, Shape
     from beluga_airflow.graph.progress import Progress
     from beluga_airflow.graph.retry import seconds
-    from beluga_airflow.telemetry import finish_flow_span, flow_span
+    from beluga_airflow.telemetry import FLOW_SPAN, finish_flow_span, flow_attributes
     from beluga_airflow.temporal.messages import FLOW_WORKFLOW, MERGE_ACTIVITY, STEP_ACTIVITY, FlowCall, StepCall
 
 __all__ = ["FLOW_FAILED", "HEARTBEAT", "FlowWorkflow", "message_of"]
@@ -54,9 +60,13 @@ class FlowWorkflow:
 
     @workflow.run
     async def run(self, call: FlowCall) -> dict[str, Any]:  # noqa: ARG002  # @workflow.init has read it
-        with _span(self._shape) as finish:
-            result = await self._result()
-            finish(result)
+        span = _started_span(self._shape)
+        try:
+            result = _carried(await self._result())
+        except asyncio.CancelledError:
+            _end(span, FlowResult(status="cancelled"))
+            raise
+        _end(span, result)
         if not result.ok:
             raise ApplicationError(
                 result.error or result.status, result.to_json(), type=FLOW_FAILED, non_retryable=True
@@ -84,9 +94,18 @@ class FlowWorkflow:
         except asyncio.CancelledError:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             raise
-        step = self._progress.skipped_end
-        return self._progress.result(await self._merged(step) if step else None)
+        end = self._progress.skipped_end
+        if end is None:
+            return self._progress.result()
+        try:
+            return self._progress.result(await self._merged(end))
+        except FailureError as error:
+            if is_cancelled_exception(error):
+                raise asyncio.CancelledError from error
+            self._progress.failures[end] = message_of(error)
+            return self._progress.result()
 
     async def _step(self, step: str) -> Outcome:
         shape = self._shape.by_name[step]
@@ -99,6 +118,8 @@ class FlowWorkflow:
             start_to_close_timeout=timedelta(seconds=shape.timeout + GRACE),
             heartbeat_timeout=HEARTBEAT,
             retry_policy=_policy(shape.retry),
+            # a replay compares it: by their order alone one step would pass for another
+            activity_id=step,
             summary=step,
         )
         return Outcome.from_json(outcome)
@@ -110,6 +131,7 @@ class FlowWorkflow:
             result_type=dict[str, Any],
             start_to_close_timeout=timedelta(seconds=60),
             retry_policy=_policy(Retry()),
+            activity_id="result",  # no step may have this name
             summary="result",
         )
         return state
@@ -131,39 +153,57 @@ class FlowWorkflow:
 
 
 def _policy(retry: Retry) -> RetryPolicy:
+    # the server refuses a first wait of nothing, and one above the longest
+    longest = max(seconds(retry.maximum_interval), 0.001)
+    first = min(max(seconds(retry.initial_interval), 0.001), longest)
     return RetryPolicy(
-        initial_interval=timedelta(seconds=max(seconds(retry.initial_interval), 0.001)),
+        initial_interval=timedelta(seconds=first),
         backoff_coefficient=retry.backoff_coefficient,
-        maximum_interval=timedelta(seconds=max(seconds(retry.maximum_interval), 0.001)),
+        maximum_interval=timedelta(seconds=longest),
         maximum_attempts=retry.maximum_attempts,
         # without this a result over the server's limit is tried for ever
         non_retryable_error_types=["PayloadsTooLarge"],
     )
 
 
+def _carried(result: FlowResult) -> FlowResult:
+    """The result, or, where it is too large to leave the workflow, that failure."""
+    try:
+        workflow.payload_converter().to_payload(result.to_json())
+    except ApplicationError as error:
+        return replace(result, status="failed", data={}, error=f"the flow's result cannot be returned: {error.message}")
+    return result
+
+
 def _ended(task: asyncio.Task[Outcome]) -> Outcome | str:
     error = task.exception()
     if error is None:
         return task.result()
-    if isinstance(error, ActivityError):
+    if isinstance(error, FailureError):
         return message_of(error)
     raise error
 
 
-def message_of(error: ActivityError) -> str:
-    """What an activity failed of, in the words that every runtime uses."""
-    cause = error.cause
+def message_of(error: FailureError) -> str:
+    """What an activity failed of, or why it could not be asked for, in the words that every runtime uses."""
+    cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, TimeoutError):
         kind = cause.type.name if cause.type else "unknown"
         return f"WorkerLost: no worker finished it ({kind} timeout); see whether workers are up and have memory"
     return cause.message if isinstance(cause, ApplicationError) else str(cause or error)
 
 
-@contextmanager
-def _span(shape: Shape) -> Iterator[Any]:
-    # only a provider that is replay-safe: another would tell of the run again at every replay
+def _started_span(shape: Shape) -> Span | None:
+    # only under a provider that is replay-safe: another would tell of the run again at every replay
     if not isinstance(trace.get_tracer_provider(), ReplaySafeTracerProvider):
-        yield lambda _: None
-        return
-    with flow_span(shape, "temporal") as span:
-        yield lambda result: finish_flow_span(span, result)
+        return None
+    span = trace.get_tracer("beluga_airflow").start_span(FLOW_SPAN, attributes=flow_attributes(shape, "temporal"))
+    # no `with`: a run that this worker forgets must not end its span, which the next worker tells of
+    context.attach(trace.set_span_in_context(span))
+    return span
+
+
+def _end(span: Span | None, result: FlowResult) -> None:
+    if span is not None:
+        finish_flow_span(span, result)
+        span.end()

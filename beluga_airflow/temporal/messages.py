@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import (
+    AdvancedJSONEncoder,
+    CompositePayloadConverter,
+    DataConverter,
+    DefaultPayloadConverter,
+    JSONPlainPayloadConverter,
+)
+from temporalio.exceptions import ApplicationError
 
 __all__ = [
     "BATCH_WORKFLOW",
+    "DATA_CONVERTER",
     "FLOW_WORKFLOW",
     "ITEM_ACTIVITY",
     "MERGE_ACTIVITY",
@@ -24,6 +36,37 @@ STEP_ACTIVITY = "beluga.step"
 MERGE_ACTIVITY = "beluga.merge"
 PREPARE_ACTIVITY = "beluga.prepare"
 ITEM_ACTIVITY = "beluga.item"
+
+PAYLOAD_LIMIT = 2_000_000
+"""Bytes of JSON in one piece; the server refuses more than 2 MiB."""
+
+
+class _BoundedJSON(JSONPlainPayloadConverter):
+    """JSON whose keys keep their order, as on every other runtime (the SDK's own sorts them), and that can be carried.
+
+    A workflow that tried to send more would do so for ever.
+    """
+
+    def to_payload(self, value: Any) -> Payload:
+        text = json.dumps(value, cls=AdvancedJSONEncoder, separators=(",", ":"))
+        if len(text) > PAYLOAD_LIMIT:
+            raise ApplicationError(
+                f"TooLarge: {len(text) / 1e6:.1f} MB of data in one piece, and Temporal carries {PAYLOAD_LIMIT / 1e6:g} "
+                "MB; keep what is large in a file or a table, and pass its name",
+                type="TooLarge",
+                non_retryable=True,
+            )
+        return Payload(metadata={"encoding": self.encoding.encode()}, data=text.encode())
+
+
+class _PayloadConverter(CompositePayloadConverter):
+    def __init__(self) -> None:
+        *others, _ = DefaultPayloadConverter.default_encoding_payload_converters
+        super().__init__(*others, _BoundedJSON())
+
+
+DATA_CONVERTER = replace(DataConverter.default, payload_converter_class=_PayloadConverter)
+"""For every client of ours, the worker's too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +118,7 @@ class BatchCall:
         item_timeout: seconds for one item, retries and waits included.
         max_in_flight: how many items run at once.
         generation: of the batch's task.
+        page: items of one run; then the workflow continues as new, before its history grows.
         offset, statuses, lost: what earlier runs of this workflow have done.
     """
 
@@ -87,6 +131,7 @@ class BatchCall:
     generation: int = 0
     llm_conn_id: str | None = None
     state_conn_id: str | None = None
+    page: int = 1_000
     offset: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)

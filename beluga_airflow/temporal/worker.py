@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 from datetime import timedelta
@@ -20,11 +19,12 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from beluga_airflow.config import Settings
+from beluga_airflow.errors import InvalidSetting
 from beluga_airflow.temporal.activities import Activities, Backends
 from beluga_airflow.temporal.batch_workflow import BatchWorkflow
 from beluga_airflow.temporal.flow_workflow import FlowWorkflow
 
-__all__ = ["serve", "set_up_tracing", "tracing_plugins", "worker_for"]
+__all__ = ["serve", "set_up_tracing", "tracing_plugins", "worker_for", "workflow_runner"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def worker_for(
     task_queue: str,
     concurrency: int = 100,
     graceful: timedelta = GRACEFUL,
+    max_cached_workflows: int = 1_000,
     settings: Settings | None = None,
 ) -> Worker:
     """A worker, not yet running.
@@ -51,21 +52,34 @@ def worker_for(
         task_queue: whose work it takes.
         concurrency: how many steps and items may run in it at once.
         graceful: how long they may go on when it stops.
+        max_cached_workflows: how many it keeps in memory, others are replayed; 0 replays at every turn.
         settings: instead of the defaults.
+
+    Raises:
+        InvalidSetting: ``concurrency`` is under 1.
     """
+    if concurrency < 1:
+        raise InvalidSetting(f"the worker's concurrency is {concurrency}, it must be 1 or more")
     activities = Activities(backends, settings or Settings())
-    restrictions = dataclasses.replace(SandboxRestrictions.default).with_passthrough_modules(*PASSED_THROUGH)
     return Worker(
         client,
         task_queue=task_queue,
         workflows=[FlowWorkflow, BatchWorkflow],
         activities=activities.all(),
-        workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
+        workflow_runner=workflow_runner(),
+        max_cached_workflows=max_cached_workflows,
         max_concurrent_activities=concurrency,
         graceful_shutdown_timeout=graceful,
+        # a step hears of its cancellation by the answer to a heartbeat
+        max_heartbeat_throttle_interval=timedelta(seconds=2),
         # a killed worker's workflows wait this long for it before another takes them
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
     )
+
+
+def workflow_runner() -> SandboxedWorkflowRunner:
+    """What workflows run in: the SDK's sandbox, into which our own modules are let."""
+    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH))
 
 
 def set_up_tracing() -> None:

@@ -25,8 +25,14 @@ STOP_SECONDS = 10.0
 # without the first the dev server slows down after a few runs; without the second it refuses many waiting clients
 DYNAMIC_CONFIG = ("history.transferProcessorMaxPollRPS=1000", "frontend.namespaceCount=20000")
 
-# reads until our end of the pipe closes, which it does however the tests end
-WATCHDOG = 'read -r _; kill -TERM "$1" 2>/dev/null'
+# reads until our end of the pipe closes, which it does however the tests end; then ends the server and tidies up
+WATCHDOG = """
+read -r _
+kill -TERM "$1" 2>/dev/null
+left=100
+while kill -0 "$1" 2>/dev/null && [ $left -gt 0 ]; do left=$((left - 1)); sleep 0.1; done
+rm -rf -- "$2"
+"""
 
 
 def temporal_executable() -> str | None:
@@ -125,8 +131,8 @@ class TemporalServer:
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C is for the tests, which then stop it
             )
-        watchdog = subprocess.Popen(  # noqa: S603  # a text of ours, and a number
-            ["/bin/sh", "-c", WATCHDOG, "watchdog", str(server.pid)],
+        watchdog = subprocess.Popen(  # noqa: S603  # a text, a number and a folder of ours
+            ["/bin/sh", "-c", WATCHDOG, "watchdog", str(server.pid), str(self._folder)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

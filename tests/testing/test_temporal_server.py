@@ -63,7 +63,7 @@ def test_the_server_ends_when_the_tests_are_killed(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from beluga_airflow.testing import TemporalServer\n"
         "with TemporalServer() as server:\n"
-        "    Path(sys.argv[1]).write_text(str(server._processes[0].pid))\n"
+        "    Path(sys.argv[1]).write_text(f'{server._processes[0].pid} {server._processes[1].pid} {server._folder}')\n"
         "    sys.stdin.read()\n"
     )
     tests = subprocess.Popen([sys.executable, "-c", program, told], stdin=subprocess.PIPE)
@@ -71,7 +71,11 @@ def test_the_server_ends_when_the_tests_are_killed(tmp_path: Path) -> None:
     while not (told.exists() and told.read_text()):
         assert tests.poll() is None
         assert time.monotonic() < deadline
-    server = psutil.Process(int(told.read_text()))
+    server, watchdog, folder = told.read_text().split()
+    processes = [psutil.Process(int(server)), psutil.Process(int(watchdog))]
+    assert Path(folder).is_dir()
     os.kill(tests.pid, signal.SIGKILL)
     tests.communicate()
-    assert server.wait(timeout=20) is None
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive
+    assert not Path(folder).exists()

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseHook
+
+from beluga_airflow.config import LLMSettings, Settings
+from beluga_airflow.errors import InvalidSetting
+from beluga_airflow.hooks.llm import LLMHook
+from beluga_airflow.llm.client import Endpoint, ModelRequest
+from beluga_airflow.llm.model_server import ModelServer
+from tests.hooks.conftest import SECRET
+
+Connections = dict[str, Any]
+Hush = Callable[..., None]
+ASK = ModelRequest(
+    messages=({"role": "user", "content": "hello"},),
+    schema={
+        "type": "object",
+        "properties": {"answer": {"type": "boolean"}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    },
+    max_tokens=5,
+)
+
+
+def llm(server: ModelServer | None = None, **fields: Any) -> dict[str, Any]:
+    extra = {"provider": "simulated", **({"base_url": server.base_url} if server else {}), **fields}
+    return {"conn_type": "beluga_llm", "password": SECRET, "extra": extra}
+
+
+async def test_without_a_connection_the_defaults_serve(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch, hush: Hush
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    endpoint = await LLMHook().endpoint()
+    assert endpoint == Endpoint(provider="openai", model="gpt-4o", base_url=None, api_key=None, timeout=30.0)
+    assert (endpoint.address, endpoint.key) == ("https://api.openai.com/v1", SECRET)
+    hush(endpoint, await LLMHook().client())
+
+
+async def test_without_a_connection_and_a_key_it_says_where_keys_go(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InvalidSetting, match=r"no API key for model provider 'openai': .* OPENAI_API_KEY"):
+        await LLMHook().client()
+
+
+async def test_settings_are_the_defaults(connections: Connections) -> None:
+    settings = Settings(llm=LLMSettings(provider="ollama", model="llama3", timeout=5.0))
+    assert await LLMHook(settings=settings).endpoint() == Endpoint(provider="ollama", model="llama3", timeout=5.0)
+    connections["beluga_llm_default"] = llm(model="m")
+    endpoint = await LLMHook(settings=settings).endpoint()
+    assert (endpoint.provider, endpoint.model, endpoint.timeout) == ("simulated", "m", 5.0)
+
+
+async def test_a_connection_says_it_all(connections: Connections, hush: Hush) -> None:
+    connections["own"] = llm(provider="groq", model="m", base_url="http://localhost:1/v1", timeout=2.5)
+    endpoint = await LLMHook("own").endpoint()
+    assert endpoint == Endpoint(
+        provider="groq", model="m", base_url="http://localhost:1/v1", api_key=SECRET, timeout=2.5
+    )
+    hush(endpoint, LLMHook("own"))
+
+
+async def test_an_empty_password_is_no_key(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "from-the-environment")
+    connections["own"] = {**llm(provider="groq"), "password": ""}
+    assert (await LLMHook("own").endpoint()).key == "from-the-environment"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"provider": "opnai"}, "unknown model provider 'opnai'; known are openai, azure, anthropic"),
+        ({"provider": "azure"}, "model provider 'azure' needs a base_url in its connection"),
+        ({"timeout": "soon"}, "timeout of connection 'own' is 'soon', it must be a number above 0"),
+        ({"timeout": 0}, "timeout of connection 'own' is '0'"),
+        ({"base_url": f"https://u:{SECRET}@h/v1"}, "the base_url for model provider 'simulated' cannot be used"),
+        ({"base_url": f"h/v1?key={SECRET}"}, "cannot be used"),
+    ],
+)
+async def test_what_cannot_be_used_is_refused(
+    connections: Connections, fields: dict[str, Any], says: str, hush: Hush
+) -> None:
+    connections["own"] = llm(**fields)
+    with pytest.raises(InvalidSetting) as caught:
+        await LLMHook("own").client()
+    assert says in str(caught.value)
+    hush(caught.value)
+    worked, told = await asyncio.to_thread(LLMHook("own").test_connection)
+    assert (worked, told) == (False, str(caught.value))
+
+
+async def test_missing_wrong_and_broken_connections_are_refused(connections: Connections, hush: Hush) -> None:
+    connections["http"] = {"conn_type": "http", "password": SECRET}
+    connections["broken"] = {**llm(), "extra": "{" + SECRET}
+    for conn_id, says in [("none", "no connection 'none'"), ("http", "is of type 'http'"), ("broken", "not a JSON")]:
+        with pytest.raises(InvalidSetting, match=says) as caught:
+            await LLMHook(conn_id).endpoint()
+        hush(caught.value)
+
+
+async def test_the_client_asks_where_the_connection_leads(
+    connections: Connections, model_server: ModelServer, hush: Hush
+) -> None:
+    connections["beluga_llm_default"] = llm(model_server, model="gpt-4.1")
+    client = await LLMHook().client()
+    reply = await client.answer(ASK)
+    await client.close()
+    assert (reply.model, reply.simulated, model_server.calls) == ("gpt-4.1", True, 1)
+    hush(client, reply)
+
+
+# the button in Airflow's form
+
+
+def test_the_connection_is_tested(connections: Connections, model_server: ModelServer, hush: Hush) -> None:
+    connections["own"] = llm(model_server)
+    hook = BaseHook.get_hook("own")
+    assert isinstance(hook, LLMHook), "Airflow finds the hook by the connection's type"
+    worked, told = hook.test_connection()
+    assert worked
+    assert told.startswith(f"model 'gpt-4o' of {model_server.base_url} (a SIMULATION) answered in ")
+    assert model_server.calls == 1
+    hush(told)
+
+
+def test_a_test_that_fails_says_why(
+    connections: Connections, model_server: ModelServer, unused_tcp_port: int, hush: Hush
+) -> None:
+    connections["down"] = llm(base_url=f"http://127.0.0.1:{unused_tcp_port}/v1")
+    connections["own"] = llm(model_server)
+    worked, told = LLMHook("down").test_connection()
+    assert (worked, "cannot be reached" in told) == (False, True)
+    hush(told)
+    for failure, says in [
+        ({"kind": "status", "status": 500, "message": SECRET}, "answered 500"),
+        ({"kind": "not_json", "text": SECRET}, "check that its base_url is that of an OpenAI-compatible API"),
+    ]:
+        model_server.fail(**failure)  # type: ignore[arg-type]  # of several kinds
+        worked, told = LLMHook("own").test_connection()
+        assert (worked, says in told) == (False, True)
+        hush(told)
+
+
+async def test_a_wrong_key_fails_the_test(connections: Connections, hush: Hush) -> None:
+    async with ModelServer(api_key="the-right-key") as server:
+        connections["own"] = llm(server)
+        worked, told = await asyncio.to_thread(LLMHook("own").test_connection)
+    assert not worked
+    assert "401 (invalid_api_key): it refuses the API key; mend the password of the connection" in told
+    hush(told)

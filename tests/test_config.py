@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields, is_dataclass
+from typing import Any
+
+import pytest
+
+from beluga_airflow import Chain, Graph, Retry
+from beluga_airflow.config import ChainSettings, GraphSettings, Settings, WorkflowSettings
+from beluga_airflow.graph import Flow
+
+
+def flow_of(kind: type[Flow], **options: Any) -> Flow:
+    if kind is Chain:
+        return Chain("f", **options).add_step("a", len)
+    return Graph("f", **options).add_node("a", len)
+
+
+@pytest.mark.parametrize(
+    ("kind", "durable", "timeout", "attempts"),
+    [(Chain, False, 300, 4), (Graph, False, 600, 3), (Chain, True, 3_600, 4), (Graph, True, 3_600, 3)],
+)
+def test_what_holds_where_nobody_says_otherwise(kind: type[Flow], durable: bool, timeout: float, attempts: int) -> None:
+    shape = Settings().settle(flow_of(kind).check(), durable=durable)
+
+    assert (shape.timeout, shape.parallel, shape.max_workers) == (timeout, True, 10)
+    (step,) = shape.steps
+    assert step.timeout == 60
+    assert step.retry == Retry(
+        maximum_attempts=attempts, initial_interval=0.5, backoff_coefficient=2.0, maximum_interval=5
+    )
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_the_author_says_goes_before_every_setting(durable: bool) -> None:
+    retry = Retry(maximum_attempts=7)
+    graph = Graph("f", timeout=12, max_workers=2, parallel=True, retry=retry).add_node("a", len, timeout=3)
+    settings = Settings(
+        graph=GraphSettings(timeout=1, max_workers=9, parallel_execution=False, max_retries=0),
+        workflow=WorkflowSettings(timeout=1),
+        step_timeout=1,
+    )
+
+    shape = settings.settle(graph.check(), durable=durable)
+
+    assert (shape.timeout, shape.max_workers, shape.parallel) == (12, 2, True)
+    assert (shape.steps[0].timeout, shape.steps[0].retry) == (3, retry)
+
+
+def test_settings_fill_what_is_left_open() -> None:
+    settings = Settings(
+        chain=ChainSettings(timeout=1, max_retries=0),
+        graph=GraphSettings(timeout=2, max_retries=1, max_workers=3),
+        workflow=WorkflowSettings(timeout=4),
+        step_timeout=5,
+    )
+
+    chain, graph = (settings.settle(flow_of(kind).check()) for kind in (Chain, Graph))
+
+    assert (chain.timeout, graph.timeout, graph.max_workers) == (1, 2, 3)
+    assert [shape.steps[0].retry for shape in (chain, graph)] == [Retry(maximum_attempts=1), Retry(maximum_attempts=2)]
+    assert {shape.steps[0].timeout for shape in (chain, graph)} == {5}
+    assert settings.settle(flow_of(Chain).check(), durable=True).timeout == 4
+
+
+@pytest.mark.parametrize(
+    ("flow", "settings"),
+    [
+        (Graph("f", parallel=False, max_workers=8).add_node("a", len), Settings()),
+        (Graph("f", max_workers=8).add_node("a", len), Settings(graph=GraphSettings(parallel_execution=False))),
+    ],
+)
+def test_a_flow_that_is_not_parallel_has_one_worker(flow: Flow, settings: Settings) -> None:
+    assert settings.settle(flow.check()).max_workers == 1
+
+
+def test_settling_changes_nothing_else_and_leaves_nothing_open() -> None:
+    graph = Graph("f").add_node("b", len, join="any").add_node("a", len).add_edge("a", "b", when={"ok": 1})
+    shape = graph.check()
+
+    settled = Settings().settle(shape)
+
+    assert (settled.flow, settled.kind, settled.edges) == (shape.flow, shape.kind, shape.edges)
+    assert [(step.name, step.join) for step in settled.steps] == [("a", "all"), ("b", "any")]
+    assert graph.check() is shape
+    assert shape.timeout is None, "the flow may run under other settings next time"
+    assert Settings().settle(settled, durable=True) == settled
+    assert None not in {settled.timeout, settled.max_workers, settled.parallel}
+
+
+def test_the_defaults_of_connections_are_those_that_are_promised() -> None:
+    settings = Settings()
+
+    assert (settings.llm.provider, settings.llm.model, settings.llm.timeout) == ("openai", "gpt-4o", 30)
+    temporal = settings.workflow.temporal
+    assert (temporal.address, temporal.namespace, temporal.task_queue) == (
+        "localhost:7233",
+        "default",
+        "beluga-workflows",
+    )
+
+
+def test_settings_are_frozen_all_the_way_down() -> None:
+    def parts(part: Any) -> list[Any]:
+        return [
+            part,
+            *(
+                more
+                for field in fields(part)
+                if is_dataclass(getattr(part, field.name))
+                for more in parts(getattr(part, field.name))
+            ),
+        ]
+
+    found = parts(Settings())
+
+    assert len(found) == 6
+    for part in found:
+        with pytest.raises(FrozenInstanceError):
+            setattr(part, fields(part)[0].name, None)
+        with pytest.raises(TypeError, match="positional"):
+            type(part)(1)
