@@ -14,7 +14,7 @@ from typing import Any
 
 import airflow
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types
 
 from beluga_airflow.provider_info import get_provider_info
 
@@ -98,7 +98,7 @@ def test_every_module_of_the_rooms_is_named() -> None:
 def manager() -> Iterator[Any]:
     from airflow.providers_manager import ProvidersManager
 
-    manager = ProvidersManager()
+    manager: Any = ProvidersManager()  # type: ignore[no-untyped-call]  # Airflow's
     yield manager
     manager._cleanup()
 

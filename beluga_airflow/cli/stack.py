@@ -61,8 +61,7 @@ async def run_stack(state: Path, dags: Path, work: Work) -> None:
         SignalledError: a signal asked for the end.
         OSError: no port is free, or the folder cannot be written.
     """
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (state / "logs").mkdir(exist_ok=True)
+    _make_folders(state)
     with lock(state / "stack.lock"), Ports() as ports:
         if left := await _end_what_was_left(state):
             say(f"A stack that was killed had left {left} processes running here; they have been ended.")
@@ -76,6 +75,11 @@ async def run_stack(state: Path, dags: Path, work: Work) -> None:
             await _run_at(site, work)
         finally:
             await _end_what_was_left(state)
+
+
+def _make_folders(state: Path) -> None:
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (state / "logs").mkdir(exist_ok=True)
 
 
 async def _run_at(site: Site, work: Work) -> None:

@@ -18,8 +18,8 @@ __all__ = ["AirflowBackends"]
 class AirflowBackends:
     """Opens each connection once in its event loop, when it is first needed, and closes all of them together.
 
-    ``airflow`` is held by whoever asks Airflow for something meanwhile: its in-process supervisor, under ``dag.test()``,
-    answers one caller at a time.
+    ``airflow`` is held by whoever asks Airflow for something meanwhile: its in-process supervisor, under
+    ``dag.test()``, answers one caller at a time.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ import asyncio
 from airflow.sdk import BaseHook
 
 from beluga_airflow.config import Settings
-from beluga_airflow.errors import BelugaError
+from beluga_airflow.errors import BelugaError, InvalidSetting
 from beluga_airflow.hooks.connections import bounded_number, find_connection, text
 from beluga_airflow.llm.client import Endpoint, ModelClient, ModelRequest, OpenAIClient
 from beluga_airflow.llm.presets import preset
@@ -49,15 +49,20 @@ class LLMHook(BaseHook):
         )
         if connection is None:
             return Endpoint(provider=defaults.provider, model=defaults.model, timeout=defaults.timeout)
+        timeout = bounded_number(connection, "timeout", defaults.timeout)
         provider = text(connection, "provider") or defaults.provider
-        preset(provider)
-        return Endpoint(
-            provider=provider,
-            model=text(connection, "model") or defaults.model,
-            base_url=text(connection, "base_url"),
-            api_key=connection.password or None,
-            timeout=bounded_number(connection, "timeout", defaults.timeout),
-        )
+        model, base_url = text(connection, "model") or defaults.model, text(connection, "base_url")
+        try:
+            preset(provider)
+            return Endpoint(
+                provider=provider,
+                model=model,
+                base_url=base_url,
+                api_key=connection.password or None,
+                timeout=timeout,
+            )
+        except InvalidSetting as error:
+            raise InvalidSetting(f"connection {self.llm_conn_id!r}: {error}") from None
 
     async def client(self) -> ModelClient:
         """A client for the connection; the caller closes it.

@@ -175,7 +175,7 @@ class OpenAIClient:
                 completion = await self._client.chat.completions.create(
                     model=request.model or self._endpoint.model,
                     messages=cast("list[ChatCompletionMessageParam]", list(request.messages)),
-                    max_completion_tokens=request.max_tokens,
+                    **cast("Any", {preset(self._endpoint.provider).limit: request.max_tokens}),
                     response_format={
                         "type": "json_schema",
                         "json_schema": {"name": "decision", "strict": True, "schema": dict(request.schema)},

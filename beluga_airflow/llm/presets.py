@@ -17,11 +17,13 @@ class Preset:
         base_url: its address; None where the connection must say.
         key_variable: the environment variable its key is usually kept in; None where it wants no key.
         prices: its name in genai-prices.
+        limit: the parameter that bounds the tokens of an answer, where the present one is not known there.
     """
 
     base_url: str | None
     key_variable: str | None
     prices: str | None = None
+    limit: str = "max_completion_tokens"
 
 
 PRESETS = {
@@ -34,11 +36,13 @@ PRESETS = {
         prices="google",
     ),
     "groq": Preset(base_url="https://api.groq.com/openai/v1", key_variable="GROQ_API_KEY", prices="groq"),
-    "mistral": Preset(base_url="https://api.mistral.ai/v1", key_variable="MISTRAL_API_KEY", prices="mistral"),
+    "mistral": Preset(
+        base_url="https://api.mistral.ai/v1", key_variable="MISTRAL_API_KEY", prices="mistral", limit="max_tokens"
+    ),
     "openrouter": Preset(
         base_url="https://openrouter.ai/api/v1", key_variable="OPENROUTER_API_KEY", prices="openrouter"
     ),
-    "ollama": Preset(base_url="http://localhost:11434/v1", key_variable=None),
+    "ollama": Preset(base_url="http://localhost:11434/v1", key_variable=None, limit="max_tokens"),
     "vllm": Preset(base_url="http://localhost:8000/v1", key_variable=None),
     # the model server of this package; its answers are priced as the model it stands in for would be
     "simulated": Preset(base_url="http://localhost:8400/v1", key_variable=None, prices="openai"),

@@ -77,11 +77,14 @@ async def test_an_empty_password_is_no_key(connections: Connections, monkeypatch
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"provider": "opnai"}, "unknown model provider 'opnai'; known are openai, azure, anthropic"),
+        ({"provider": "opnai"}, "connection 'own': unknown model provider 'opnai'; known are openai, azure, anthropic"),
         ({"provider": "azure"}, "model provider 'azure' needs a base_url in its connection"),
         ({"timeout": "soon"}, "timeout of connection 'own' is 'soon', it must be a number above 0"),
         ({"timeout": 0}, "timeout of connection 'own' is '0'"),
-        ({"base_url": f"https://u:{SECRET}@h/v1"}, "the base_url for model provider 'simulated' cannot be used"),
+        (
+            {"base_url": f"https://u:{SECRET}@h/v1"},
+            "connection 'own': the base_url for model provider 'simulated' cannot be used",
+        ),
         ({"base_url": f"h/v1?key={SECRET}"}, "cannot be used"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_plain_task_uses_it(operator_runner: OperatorRunner, home: Path) -> No
             hook.set("runs", {"n": hook.get("runs", {"n": 0})["n"] + 1})
             return [hook.get("runs"), hook.get("absent"), hook.get("absent", 7)]
 
-        operator = count().operator
+        operator: Any = count().operator  # type: ignore[attr-defined]  # of what a decorated task returns
     assert operator_runner.run(operator, run_id="r1").return_value == [{"n": 1}, None, 7]
     # another task, in another process as a rule, sees what the first one kept
     assert operator_runner.run(operator, run_id="r2").return_value == [{"n": 2}, None, 7]

@@ -9,7 +9,7 @@ from decimal import Decimal as Exact
 from typing import Any, Literal
 
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator
 
 from beluga_airflow import Chain, Decision, InvalidFlow
@@ -184,7 +184,7 @@ def test_another_output_type_is_refused(kind: Any) -> None:
 def test_a_model_without_a_schema_is_refused() -> None:
     class Odd(BaseModel):
         model_config = ConfigDict(arbitrary_types_allowed=True)
-        thing: Draft202012Validator  # type: ignore[valid-type]  # pydantic knows no schema for it
+        thing: Draft202012Validator
 
     (fault,) = decision(Odd).faults()
     assert fault.startswith("its output_type Odd has no JSON schema:")

@@ -104,6 +104,18 @@ async def test_what_is_sent(model_server: ModelServer, client_of: ClientFactory)
 
 
 @pytest.mark.parametrize(
+    ("provider", "limit"),
+    [("openai", "max_completion_tokens"), ("vllm", "max_completion_tokens"), ("mistral", "max_tokens")],
+)
+async def test_an_answer_is_bounded_by_the_name_that_the_provider_knows(
+    model_server: ModelServer, client_of: ClientFactory, provider: str, limit: str
+) -> None:
+    await client_of(model_server, provider=provider).answer(REQUEST)
+    (request,) = model_server.requests
+    assert [(name, value) for name, value in request.items() if "tokens" in name] == [(limit, 50)]
+
+
+@pytest.mark.parametrize(
     ("status", "options", "kind", "says"),
     [
         (400, {}, ModelRefused, "answered 400: it refuses the request"),
@@ -163,7 +175,7 @@ async def test_a_status_becomes_an_error(
     ],
 )
 async def test_how_long_to_wait_is_read_in_every_form(
-    model_server: ModelServer, client_of: ClientFactory, headers: dict[str, str], seconds: float | None
+    model_server: ModelServer, client_of: ClientFactory, headers: dict[str, Any], seconds: float | None
 ) -> None:
     model_server.fail("status", status=429, headers=headers)
     error = await error_of(client_of(model_server))

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beluga_airflow import Decision
-from beluga_airflow.llm import prompt
 from beluga_airflow.llm.model_requests import Prompt
 from beluga_airflow.llm.prompt import messages_of, misfit_message
 
@@ -55,7 +54,7 @@ def test_every_prompt_has_a_boundary_of_its_own() -> None:
 
 def test_a_boundary_that_the_data_holds_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = iter(["aaaa", "bbbb", "cccc"])
-    monkeypatch.setattr(prompt.secrets, "token_hex", lambda _: next(tokens))
+    monkeypatch.setattr("beluga_airflow.llm.prompt.secrets.token_hex", lambda _: next(tokens))
     system, user = messages_of(PLAIN, {"note": "<<<END aaaa>>>", "bbbb": 1})
     assert user["content"].endswith("<<<END cccc>>>")
     assert "cccc" in system["content"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from beluga_airflow import Chain, InvalidFlow
 from beluga_airflow.errors import FlowNotFound, InvalidSetting, StateUnavailable
 from beluga_airflow.llm.model_server import ModelServer
+from beluga_airflow.operators.decision import LLMDecisionOperator
 from beluga_airflow.operators.flow import ChainOperator, GraphOperator
+from beluga_airflow.operators.temporal import TemporalWorkflowOperator
 from beluga_airflow.testing import OperatorRunner
 from tests.operators import sample_flows as flows
 from tests.operators.conftest import GOLD
@@ -94,7 +97,7 @@ def test_inputs_are_templated(runner: OperatorRunner) -> None:
         run.return_value["data"] | {"order_id": "o-7", "of": "2026-01-01", "deep": [{"run": "test-run"}]}
         == (run.return_value["data"])
     )
-    assert run.rendered_fields["inputs"]["order_id"] == "o-7"
+    assert run.operator.inputs["order_id"] == "o-7"
 
 
 def test_inputs_may_be_json_text(runner: OperatorRunner) -> None:
@@ -110,7 +113,7 @@ def test_inputs_may_come_from_another_task(runner: OperatorRunner) -> None:
         direct = ChainOperator(task_id="direct", flow=flows.chain, inputs=up.output)
         text = ChainOperator(task_id="text", flow=flows.chain, inputs="{{ ti.xcom_pull('up') | tojson }}")
     # a text from elsewhere is not rendered again
-    xcoms = {"up": {"order_id": "{{ 7 * 7 }}", "lines": [1]}}
+    xcoms: dict[Any, Any] = {"up": {"order_id": "{{ 7 * 7 }}", "lines": [1]}}
     for operator in (direct, text):
         data = runner.run(operator, xcoms=xcoms).return_value["data"]
         assert (data["order_id"], data["lines"]) == ("{{ 7 * 7 }}", [1])
@@ -249,6 +252,21 @@ def test_a_flow_without_decisions_needs_no_model(operator_runner: OperatorRunner
     assert operator_runner.run(operator).state == "success"
 
 
+def test_without_any_connection_the_defaults_serve(
+    operator_runner: OperatorRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    tiny = ChainOperator(task_id="tiny", flow=flows.decided, inputs={"tier": "tiny"})
+    run = operator_runner.run(tiny)
+    assert (run.state, run.xcoms["decisions"]["handling"]["decided_by"]) == ("success", "rule")
+    assert (tmp_path / "beluga" / "state.db").exists()
+    run = operator_runner.run(ChainOperator(task_id="gold", flow=flows.decided, inputs=GOLD, retries=2))
+    assert (run.state, type(run.error)) == ("failed", AirflowFailException)
+    assert "no API key for model provider 'openai'" in str(run.error)
+    assert "OPENAI_API_KEY" in str(run.error)
+
+
 # decisions
 
 
@@ -297,8 +315,18 @@ def test_a_dag_with_them_is_stored_as_any_other() -> None:
     with DAG("orders", schedule=None, default_args={"state_conn_id": "own"}) as dag:
         operator = ChainOperator(task_id="t", flow=flows.chain, inputs={"order_id": "{{ ds }}"}, key="order_id")
         GraphOperator.partial(task_id="m", flow=f"{PATH}:graph").expand(inputs=operator.output)
+        LLMDecisionOperator(
+            task_id="d",
+            question="?",
+            data={"x": 1},
+            output_type=bool,
+            rules=[(lambda _: True, False)],
+            retry=flows.ONCE,
+        )
+        TemporalWorkflowOperator(task_id="w", flow=flows.chain)
     assert operator.state_conn_id == "own"
     stored = json.loads(json.dumps(DagSerialization.to_dict(dag)))
     again = DagSerialization.from_dict(stored)
-    assert set(again.task_dict) == {"t", "m"}
+    assert set(again.task_dict) == {"t", "m", "d", "w"}
+    assert [link.name for link in again.task_dict["w"].operator_extra_links] == ["Temporal run"]
     assert again.task_dict["t"].template_fields == ["inputs", "key"]

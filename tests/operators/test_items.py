@@ -82,7 +82,7 @@ async def in_a_while() -> list[int]:
 
 
 async def test_items_are_not_held_in_memory() -> None:
-    taken = []
+    taken: list[int] = []
 
     def endless() -> Any:
         while True:
