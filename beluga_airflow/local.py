@@ -142,13 +142,10 @@ class _Run:
         try:
             async with scope:
                 await self._advance(progress, tasks)
-        except TimeoutError:
-            if not scope.expired():
-                raise
+        except BaseException as error:
             await _abandoned(tasks)
-            return progress.timed_out()
-        except BaseException:
-            await _abandoned(tasks)
+            if isinstance(error, TimeoutError) and scope.expired():
+                return progress.timed_out()
             raise
         step = progress.skipped_end
         if step is None:

@@ -22,8 +22,8 @@ def graph_of(*edges: str, nodes: dict[str, Any], **options: Any) -> Graph:
     graph = Graph("g", **{"retry": ONCE, **options})
     for name, node in nodes.items():
         graph.add_node(name, node)
-    for source, target in edges:
-        graph.add_edge(source, target)
+    for edge in edges:
+        graph.add_edge(edge[0], edge[1])
     return graph
 
 

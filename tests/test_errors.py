@@ -3,13 +3,16 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
+from typing import Any
 
 import pytest
 
 from beluga_airflow import errors
 from beluga_airflow.errors import BelugaError, InvalidInput, MissingKey, ModelUnavailable
 
-CLASSES = [found for _, found in inspect.getmembers(errors, inspect.isclass) if found.__module__ == errors.__name__]
+CLASSES: list[Any] = [
+    found for _, found in inspect.getmembers(errors, inspect.isclass) if found.__module__ == errors.__name__
+]
 
 
 def drawn() -> dict[str, str | None]:

@@ -6,9 +6,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
 from beluga_airflow import Chain, Decision, FlowResult, InvalidFlow, InvalidInput, Retry
 from beluga_airflow.errors import InvalidOutput, ModelUnavailable
+from beluga_airflow.llm.client import Endpoint, OpenAIClient
+from beluga_airflow.llm.model_server import ModelServer
 from beluga_airflow.state.memory import MemoryStore
 from beluga_airflow.testing.scripted_model import ScriptedModel
 from tests.running import FAST, ended, graph_of, nothing
@@ -202,3 +205,15 @@ async def test_a_model_that_is_not_needed_needs_no_key(monkeypatch: pytest.Monke
     assert by_rule.data["how"] == "expedite"
     assert by_model.status == "failed"
     assert "OPENAI_API_KEY" in str(by_model.error)
+
+
+async def test_the_endpoint_is_asked_and_its_client_closed(mocker: MockerFixture) -> None:
+    close = mocker.spy(OpenAIClient, "close")
+    flow = graph_of(nodes={"one": handling(), "two": handling()})
+
+    async with ModelServer(rules=[{"answer": "expedite"}]) as server:
+        result = await ended(flow, {"tier": "gold"}, endpoint=Endpoint(provider="simulated", base_url=server.base_url))
+
+    assert {result.data[step][step] for step in ("one", "two")} == {"expedite"}
+    assert all(record["simulated"] for record in result.decisions.values())
+    assert close.await_count == 1

@@ -29,15 +29,16 @@ class Kept:
 
     outcomes: dict[str, str] = field(default_factory=dict)
     refuses: str | None = None
+    error: type[Exception] = StateUnavailable
 
     async def load(self) -> dict[str, Outcome]:
         if self.refuses == "load":
-            raise StateUnavailable("the store is away")
+            raise self.error("the store is away")
         return {step: Outcome.from_json(json.loads(text)) for step, text in self.outcomes.items()}
 
     async def save(self, step: str, outcome: Outcome) -> None:
         if self.refuses == step:
-            raise StateUnavailable("the store is away")
+            raise self.error("the store is away")
         self.outcomes[step] = json.dumps(outcome.to_json())
 
 
@@ -212,8 +213,11 @@ async def test_a_failed_step_keeps_no_outcome() -> None:
     assert list(kept.outcomes) == ["a"]
 
 
+@pytest.mark.parametrize("error", [StateUnavailable, TimeoutError])
 @pytest.mark.parametrize("refuses", ["load", "a"])
-async def test_a_checkpoint_that_is_away_is_an_error_and_no_failure_of_the_flow(refuses: str) -> None:
+async def test_a_checkpoint_that_is_away_is_an_error_and_no_failure_of_the_flow(
+    refuses: str, error: type[Exception]
+) -> None:
     calls: list[str] = []
     cleaned = asyncio.Event()
 
@@ -226,8 +230,8 @@ async def test_a_checkpoint_that_is_away_is_an_error_and_no_failure_of_the_flow(
     flow = Graph("g", retry=Retry(maximum_attempts=3, initial_interval=0))
     flow.add_node("a", lambda data: calls.append("a")).add_node("b", beside)
 
-    with pytest.raises(StateUnavailable, match="the store is away"):
-        await ended(flow, Kept(refuses=refuses))
+    with pytest.raises(error, match="the store is away"):
+        await ended(flow, Kept(refuses=refuses, error=error))
 
     assert calls == ([] if refuses == "load" else ["a"]), "the step itself went well and is not tried again"
     assert cleaned.is_set() is (refuses == "a")

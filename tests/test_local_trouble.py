@@ -214,6 +214,24 @@ async def test_a_flow_whose_time_is_up_leaves_nothing_running() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_a_step_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    code = (
+        "import asyncio, threading\n"
+        "from beluga_airflow import Graph, run\n"
+        "graph = Graph('g', timeout=0.2).add_node('a', lambda data: threading.Event().wait())\n"
+        "print(asyncio.run(run(graph, {})).status)"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+    assert (printed, process.returncode) == (b"timed_out\n", 0)
+
+
 async def test_a_timeout_of_a_steps_own_is_a_failure_and_no_timeout_of_the_flow() -> None:
     result = await ended(Chain("f", retry=ONCE).add_step("a", Failing(TimeoutError("the shop did not answer"))))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
-
-from anyio import CapacityLimiter, to_thread
+from threading import Thread
+from typing import Any, TypeVar
 
 from beluga_airflow.errors import InvalidFlow, InvalidOutput, StepExited, StepTimeout
 from beluga_airflow.execute.merge import merged
@@ -19,10 +19,13 @@ from beluga_airflow.graph.check import function_of, wants_context
 from beluga_airflow.graph.shape import Place
 from beluga_airflow.llm.client import ModelClient
 from beluga_airflow.llm.decide import decide
+from beluga_airflow.resilience.bounded import bounded
 from beluga_airflow.state import StateStore
 from beluga_airflow.telemetry import step_span
 
 __all__ = ["Resources", "attempt"]
+
+T = TypeVar("T")
 
 OWN_STATUSES = frozenset({"completed", "failed", "timed_out", "cancelled"})
 
@@ -79,10 +82,12 @@ async def attempt(
     with step_span(flow.name, step, attempt=number, key=context.idempotency_key):
         try:
             state = merged(flow, place, inputs, outputs)
-            async with _bounded(step, timeout):
-                returned, record = await _result(
-                    flow.steps[step].node, StepInputs(state, step), context, identity, resources, last
-                )
+            node, data = flow.steps[step].node, StepInputs(state, step)
+            if isinstance(node, Decision):
+                returned, record = await _decided(node, data, context, identity, resources, timeout, last)
+            else:
+                async with bounded(timeout, lambda: _too_slow(step, timeout)):
+                    returned, record = await _called(node, data, context), None
             return _outcome(flow, place, returned, inputs, outputs, record)
         except SystemExit as error:
             raise StepExited(f"step {step!r} called sys.exit({error.code!r}); raise an error instead") from None
@@ -93,34 +98,31 @@ async def attempt(
             raise RuntimeError(f"step {step!r} awaited something that was cancelled; catch that in the step") from error
 
 
-async def _result(
-    node: Any, data: StepInputs, context: StepContext, identity: Identity, resources: Resources, last: bool
-) -> tuple[Any, dict[str, Any] | None]:
-    """What the node returned and, where it is a decision, its record."""
-    if not isinstance(node, Decision):
-        return await _called(node, data, context), None
+async def _decided(
+    decision: Decision,
+    data: StepInputs,
+    context: StepContext,
+    identity: Identity,
+    resources: Resources,
+    timeout: float | None,
+    last: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The answer as the step's output, and its record."""
     record = await decide(
-        node,
-        {key: data[key] for key in node.reads},
+        decision,
+        {key: data[key] for key in decision.reads},
         key=identity.record(context.step),
         state=resources.state,
         model=resources.model,
         attempt=context.attempt,
         last=last,
+        timeout=timeout,
     )
-    return {str(node.output_key): record.answer}, record.to_json()
+    return {str(decision.output_key): record.answer}, record.to_json()
 
 
-@asynccontextmanager
-async def _bounded(step: str, timeout: float | None) -> AsyncIterator[None]:
-    scope = asyncio.timeout(timeout)
-    try:
-        async with scope:
-            yield
-    except TimeoutError:
-        if not scope.expired():
-            raise  # the user's code's own
-        raise StepTimeout(f"step {step!r} took longer than its timeout of {timeout:g} s") from None
+def _too_slow(step: str, timeout: float | None) -> StepTimeout:
+    return StepTimeout(f"step {step!r} took longer than its timeout of {timeout:g} s")
 
 
 async def _called(node: Any, data: StepInputs, context: StepContext) -> Any:
@@ -130,11 +132,28 @@ async def _called(node: Any, data: StepInputs, context: StepContext) -> Any:
     value = rehydrated(function, data)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return await function(value, **arguments)
-    # a thread of its own, so that a sync step blocks nobody; abandoned when time is up, and it has only copies
-    returned = await to_thread.run_sync(
-        lambda: function(value, **arguments), abandon_on_cancel=True, limiter=CapacityLimiter(1)
-    )
+    returned = await _in_thread(lambda: function(value, **arguments))
     return await returned if inspect.isawaitable(returned) else returned
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Run ``call`` where it blocks nobody. Left behind when time is up: it has only copies.
+
+    A thread of its own, and a daemon: a pool would wait for one that hangs before it let the process end.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except StopIteration as error:  # no future can carry it
+            future.set_exception(RuntimeError(f"StopIteration: {error}"))
+        except BaseException as error:
+            future.set_exception(error)
+
+    future.set_running_or_notify_cancel()
+    Thread(target=copy_context().run, args=(work,), name="beluga-step", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def _outcome(

@@ -52,6 +52,9 @@ def _faults_of_flow(flow: Flow) -> Iterable[str]:
         yield f"max_workers is {flow.max_workers!r}, it must be a whole number, 1 or more"
     if not flow.step_count:
         yield "it has no steps"
+    for key, reducer in flow.reducers.items():
+        if not callable(reducer):
+            yield f"the reducer of {key!r} is {reducer!r}, it must be a function of two values"
     yield from (f"the retry of the flow: {fault}" for fault in (flow.retry.faults() if flow.retry else ()))
 
 

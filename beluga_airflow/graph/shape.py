@@ -63,13 +63,16 @@ class Place:
     def to_json(self) -> dict[str, Any]:
         """This place as JSON."""
         # pairs, since their order matters and whoever carries JSON may sort the keys of objects
-        sources = [[name, list(names)] for name, names in self.sources.items()]
-        return {"step": self.step, "sources": sources, "targets": dict(self.targets)}
+        return {
+            "step": self.step,
+            "sources": [[name, list(names)] for name, names in self.sources.items()],
+            "targets": [[name, when] for name, when in self.targets.items()],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Place:
         """The place that ``to_json`` wrote."""
-        return cls(step=data["step"], sources=dict(data["sources"]), targets=data["targets"])
+        return cls(step=data["step"], sources=dict(data["sources"]), targets=dict(data["targets"]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from beluga_airflow.config import LLMSettings
 from beluga_airflow.errors import InvalidSetting, ModelError, ModelRefused, ModelUnavailable
 from beluga_airflow.llm.presets import preset
+from beluga_airflow.resilience.bounded import bounded
 
 if TYPE_CHECKING:
     import openai
@@ -171,7 +171,7 @@ class OpenAIClient:
         started = time.monotonic()
         try:
             # the library's own timeout begins anew with every byte
-            async with asyncio.timeout(self._endpoint.timeout):
+            async with bounded(self._endpoint.timeout, self._late):
                 completion = await self._client.chat.completions.create(
                     model=request.model or self._endpoint.model,
                     messages=cast("list[ChatCompletionMessageParam]", list(request.messages)),
@@ -182,8 +182,6 @@ class OpenAIClient:
                     },
                 )
             return _reply(completion, self._endpoint.provider, time.monotonic() - started)
-        except TimeoutError:
-            raise self._late() from None
         except openai.OpenAIError as error:
             raise self._translated(error) from None
         except (ValueError, AttributeError, IndexError, TypeError, RecursionError) as error:

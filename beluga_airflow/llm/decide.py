@@ -17,6 +17,7 @@ from beluga_airflow.llm.answers import Misfit, fitted, parsed, schema_of
 from beluga_airflow.llm.client import ModelClient, ModelReply, ModelRequest, Usage
 from beluga_airflow.llm.prices import cost_usd
 from beluga_airflow.llm.prompt import messages_of, misfit_message
+from beluga_airflow.resilience.bounded import bounded
 from beluga_airflow.state import StateStore
 
 __all__ = ["DecisionRecord", "decide"]
@@ -98,6 +99,7 @@ async def decide(
     model: Callable[[str | None], Awaitable[ModelClient]],
     attempt: int = 1,
     last: bool = True,
+    timeout: float | None = None,
 ) -> DecisionRecord:
     """Come to an answer, once: what is on record under ``key`` for the same question and data is not paid again.
 
@@ -109,6 +111,7 @@ async def decide(
         model: the client for a connection id, asked only if the model is needed.
         attempt: the attempt of the step.
         last: whether no other attempt follows, so that a model that cannot be reached means the fallback.
+        timeout: seconds for asking the model, reprompts included; no answer by then is a model that cannot be reached.
 
     Raises:
         Undecided: no answer that fits, and no fallback.
@@ -125,7 +128,8 @@ async def decide(
     if record is None:
         bill = _Bill(started=time.monotonic())
         try:
-            record = await _by_model(decision, data, fingerprint, attempt, model, bill)
+            async with bounded(timeout, lambda: _too_slow(timeout)):
+                record = await _by_model(decision, data, fingerprint, attempt, model, bill)
         except ModelUnavailable as error:
             if not last or decision.when_uncertain != "fallback":
                 raise
@@ -138,6 +142,13 @@ async def decide(
             record = _by_fallback(decision, data, fingerprint, attempt, bill, str(misfit))
     await state.set(name, record.to_json())
     return record
+
+
+def _too_slow(timeout: float | None) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"the model came to no answer within the step's timeout of {timeout:g} s; give the step more time, or the "
+        "connection less"
+    )
 
 
 def _by_rule(decision: Decision, data: Mapping[str, Any], fingerprint: str, attempt: int) -> DecisionRecord | None:

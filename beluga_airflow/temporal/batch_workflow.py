@@ -13,7 +13,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from beluga_airflow.temporal.flow_workflow import HEARTBEAT, message_of
+    from beluga_airflow.temporal.flow_workflow import HEARTBEAT, duration, message_of
     from beluga_airflow.temporal.messages import (
         BATCH_WORKFLOW,
         ITEM_ACTIVITY,
@@ -89,7 +89,7 @@ class BatchWorkflow:
                     ITEM_ACTIVITY,
                     self._item(index),
                     result_type=str,
-                    start_to_close_timeout=timedelta(seconds=self._call.item_timeout + GRACE),
+                    start_to_close_timeout=duration(self._call.item_timeout + GRACE),
                     heartbeat_timeout=HEARTBEAT,
                     retry_policy=POLICY,
                     activity_id=f"item-{index}",

@@ -29,7 +29,7 @@ with workflow.unsafe.imports_passed_through():
     from beluga_airflow.telemetry import FLOW_SPAN, finish_flow_span, flow_attributes
     from beluga_airflow.temporal.messages import FLOW_WORKFLOW, MERGE_ACTIVITY, STEP_ACTIVITY, FlowCall, StepCall
 
-__all__ = ["FLOW_FAILED", "HEARTBEAT", "FlowWorkflow", "message_of"]
+__all__ = ["FLOW_FAILED", "HEARTBEAT", "FlowWorkflow", "duration", "message_of"]
 
 FLOW_FAILED = "FlowFailed"
 """Type of the error with which a flow's workflow fails; its details hold the ``FlowResult``."""
@@ -37,6 +37,9 @@ HEARTBEAT = timedelta(seconds=10)
 """How long a worker may be silent before its step is given to another."""
 GRACE = 10.0
 """Seconds beyond a step's timeout, which the step's attempt keeps itself, before the server gives it up."""
+LONGEST = 100 * 365 * 86_400.0
+"""Seconds: what is longer does not fit into Temporal's fields, and a workflow that tried would try for ever."""
+MOST_ATTEMPTS = 2**31 - 1
 
 
 @workflow.defn(name=FLOW_WORKFLOW)
@@ -74,8 +77,9 @@ class FlowWorkflow:
         return result.to_json()
 
     async def _result(self) -> FlowResult:
+        assert self._shape.timeout is not None, "a settled shape"
         try:
-            return await asyncio.wait_for(self._to_end(), timeout=self._shape.timeout)
+            return await asyncio.wait_for(self._to_end(), timeout=min(self._shape.timeout, LONGEST))
         except builtins.TimeoutError:
             return self._progress.timed_out()
 
@@ -115,7 +119,7 @@ class FlowWorkflow:
             STEP_ACTIVITY,
             self._call_of(step),
             result_type=dict[str, Any],
-            start_to_close_timeout=timedelta(seconds=shape.timeout + GRACE),
+            start_to_close_timeout=duration(shape.timeout + GRACE),
             heartbeat_timeout=HEARTBEAT,
             retry_policy=_policy(shape.retry),
             # a replay compares it: by their order alone one step would pass for another
@@ -152,15 +156,20 @@ class FlowWorkflow:
         )
 
 
+def duration(length: float) -> timedelta:
+    """Seconds as Temporal takes them."""
+    return timedelta(seconds=min(length, LONGEST))
+
+
 def _policy(retry: Retry) -> RetryPolicy:
     # the server refuses a first wait of nothing, and one above the longest
     longest = max(seconds(retry.maximum_interval), 0.001)
     first = min(max(seconds(retry.initial_interval), 0.001), longest)
     return RetryPolicy(
-        initial_interval=timedelta(seconds=first),
+        initial_interval=duration(first),
         backoff_coefficient=retry.backoff_coefficient,
-        maximum_interval=timedelta(seconds=longest),
-        maximum_attempts=retry.maximum_attempts,
+        maximum_interval=duration(longest),
+        maximum_attempts=min(retry.maximum_attempts, MOST_ATTEMPTS),
         # without this a result over the server's limit is tried for ever
         non_retryable_error_types=["PayloadsTooLarge"],
     )

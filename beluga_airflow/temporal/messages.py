@@ -51,8 +51,8 @@ class _BoundedJSON(JSONPlainPayloadConverter):
         text = json.dumps(value, cls=AdvancedJSONEncoder, separators=(",", ":"))
         if len(text) > PAYLOAD_LIMIT:
             raise ApplicationError(
-                f"TooLarge: {len(text) / 1e6:.1f} MB of data in one piece, and Temporal carries {PAYLOAD_LIMIT / 1e6:g} "
-                "MB; keep what is large in a file or a table, and pass its name",
+                f"TooLarge: {len(text) / 1e6:.1f} MB of data in one piece, and Temporal carries "
+                f"{PAYLOAD_LIMIT / 1e6:g} MB; keep what is large in a file or a table, and pass its name",
                 type="TooLarge",
                 non_retryable=True,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,14 @@ async def start(runner: OperatorRunner, task: TemporalBatchOperator, run_id: str
     return run
 
 
+def wait_for_charges(count: int) -> None:
+    """Until so many orders were charged."""
+    deadline = time.monotonic() + 90
+    while len(ledger.calls("charge")) < count:
+        assert time.monotonic() < deadline, "nobody charges"
+        time.sleep(0.05)
+
+
 def lines_of(run: TaskRun) -> list[dict[str, Any]]:
     """The results that a task wrote."""
     return [json.loads(line) for line in Path(run.return_value["results"]).read_text().splitlines()]
@@ -137,9 +146,7 @@ async def test_a_worker_that_is_killed_between_charge_and_return_charges_nobody_
     task = day_of("tests.dags.halting_flows:invoice_flow", demo_file, "2025-12-01")
     with worker() as first:
         run = await start(operator_runner, task, "scheduled__1")
-        async with asyncio.timeout(60):
-            while len(await asyncio.to_thread(ledger.calls, "charge")) < 20:
-                await asyncio.sleep(0.05)
+        await asyncio.to_thread(wait_for_charges, 20)
         first.process.kill()
         first.process.wait()
     halt.unlink()

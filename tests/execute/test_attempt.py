@@ -13,47 +13,9 @@ import pytest
 from pydantic import BaseModel, RootModel
 
 from beluga_airflow import Chain, Decision, Graph, InvalidFlow, InvalidInput, StepContext, Stop
-from beluga_airflow.errors import InvalidOutput, MissingKey, ModelUnavailable, StepExited, StepTimeout
-from beluga_airflow.execute import Resources, attempt
-from beluga_airflow.graph import Flow, Identity, Outcome
-from beluga_airflow.graph.shape import Place
-from beluga_airflow.state import StateStore
-from beluga_airflow.state.memory import MemoryStore
-from beluga_airflow.testing.scripted_model import ScriptedModel, prompt_of
-
-DEADLINE = 20
-
-
-async def once(
-    flow: Flow,
-    step: str = "a",
-    inputs: dict[str, Any] | None = None,
-    *,
-    outputs: dict[str, dict[str, Any]] | None = None,
-    place: Place | None = None,
-    model: ScriptedModel | None = None,
-    state: StateStore | None = None,
-    timeout: float | None = DEADLINE,
-    generation: int = 0,
-    **options: Any,
-) -> Outcome:
-    async def client(conn_id: str | None) -> ScriptedModel:
-        return model or ScriptedModel([])
-
-    return await attempt(
-        flow,
-        place or flow.check().places[step],
-        inputs=inputs or {},
-        outputs=outputs or {},
-        identity=Identity.of("shop", "order 7", generation=generation),
-        resources=Resources(state=state or MemoryStore(), model=client),
-        timeout=timeout,
-        **options,
-    )
-
-
-async def output_of(node: Any, inputs: dict[str, Any] | None = None) -> dict[str, Any]:
-    return (await once(Chain("f").add_step("a", node), inputs=inputs)).output
+from beluga_airflow.errors import InvalidOutput, MissingKey, StepExited, StepTimeout
+from beluga_airflow.graph import Flow
+from tests.execute.attempts import DEADLINE, once, output_of
 
 
 class Plain:
@@ -108,7 +70,7 @@ async def test_the_context_says_which_attempt_of_what_this_is() -> None:
 async def test_a_step_can_change_neither_the_input_nor_what_others_returned() -> None:
     kept: list[Any] = []
 
-    def spoil(data: dict[str, Any]) -> dict[str, Any]:
+    def spoil(data: dict[str, Any]) -> Any:
         data["items"].append("spoilt")
         data["made"]["by"] = "spoilt"
         data.clear()
@@ -329,7 +291,7 @@ def raises_cancelled(data: dict[str, Any]) -> None:
 
 async def nothing_left(data: dict[str, Any]) -> None:
     async def none() -> AsyncIterator[int]:
-        for number in ():
+        for number in list[int]():
             yield number
 
     await anext(none())
@@ -364,47 +326,6 @@ async def test_a_sync_step_sees_the_context_variables_of_the_run() -> None:
 
     assert output["seen"] == "of the run"
     assert output["thread"] != threading.get_ident()
-
-
-DECISION = Decision("Which?", choices=["left", "right"], reads=["x"], output_key="way", fallback="right")
-
-
-async def test_a_decision_sees_what_it_reads_and_nothing_else() -> None:
-    model = ScriptedModel(["left"])
-
-    outcome = await once(Chain("f").add_step("a", DECISION), inputs={"x": 1, "secret": 2}, model=model)
-
-    assert prompt_of(model.requests[0]).data == {"x": 1}
-    assert outcome.output == {"way": "left"}
-    assert outcome.decision is not None
-    assert outcome.decision["decided_by"] == "model"
-
-
-async def test_a_decision_names_the_key_that_it_misses() -> None:
-    with pytest.raises(MissingKey, match="step 'a' reads 'x', which neither the input nor an earlier step provided"):
-        await once(Chain("f").add_step("a", DECISION), inputs={"y": 1})
-
-
-async def test_a_decision_is_paid_for_once_a_generation() -> None:
-    model, state = ScriptedModel(["left", "right"]), MemoryStore()
-    flow = Chain("f").add_step("a", DECISION)
-
-    first = await once(flow, inputs={"x": 1}, model=model, state=state)
-    again = await once(flow, inputs={"x": 1}, model=model, state=state, number=2)
-    cleared = await once(flow, inputs={"x": 1}, model=model, state=state, generation=1)
-
-    assert (first.output, again, cleared.output) == ({"way": "left"}, first, {"way": "right"})
-    assert model.calls == 2
-
-
-async def test_a_decision_falls_back_on_its_last_attempt_only() -> None:
-    flow = Chain("f").add_step("a", DECISION)
-
-    with pytest.raises(ModelUnavailable):
-        await once(flow, inputs={"x": 1}, model=ScriptedModel([ModelUnavailable("down")]), last=False)
-
-    outcome = await once(flow, inputs={"x": 1}, model=ScriptedModel([ModelUnavailable("down")]), last=True, number=3)
-    assert outcome.output == {"way": "right"}
 
 
 async def test_the_error_of_a_step_is_left_as_it_is() -> None:

@@ -15,8 +15,8 @@ def graph_of(*edges: str, nodes: str = "abcd", **options: Any) -> Graph:
     graph = Graph("g", **options)
     for name in nodes:
         graph.add_node(name, lambda data: None)
-    for source, target in edges:
-        graph.add_edge(source, target)
+    for edge in edges:
+        graph.add_edge(edge[0], edge[1])
     return graph
 
 

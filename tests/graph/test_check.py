@@ -25,8 +25,8 @@ def graph_of(*edges: str, nodes: str = "abc", **options: Any) -> Graph:
     graph = Graph("g", **options)
     for name in nodes:
         graph.add_node(name, nothing)
-    for source, target in edges:
-        graph.add_edge(source, target)
+    for edge in edges:
+        graph.add_edge(edge[0], edge[1])
     return graph
 
 
@@ -151,6 +151,10 @@ REFUSED: dict[str, tuple[Callable[[], Flow], str]] = {
     "no attempts for the flow": (
         lambda: Chain("f", retry=Retry(maximum_attempts=0)).add_step("a", nothing),
         "the retry of the flow: maximum_attempts is 0, it must be a whole number, 1 or more",
+    ),
+    "reducer that is none": (
+        lambda: graph_of(reducers={"total": "sum"}),
+        "the reducer of 'total' is 'sum', it must be a function of two values",
     ),
     # what runs
     "a class": (lambda: chain_of(Step), "step 'a': Step is a class, give an instance of it"),

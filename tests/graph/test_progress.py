@@ -18,7 +18,7 @@ def shape_of(*edges: str, nodes: str = "abcd", max_workers: int = 10) -> Shape:
         flow="g",
         kind="graph",
         steps=tuple(StepShape(name=name) for name in nodes),
-        edges=tuple(Edge(source=source, target=target) for source, target in edges),
+        edges=tuple(Edge(source=edge[0], target=edge[1]) for edge in edges),
         max_workers=max_workers,
         timeout=5.0,
     )

@@ -17,7 +17,7 @@ from beluga_airflow.graph.shape import Edge, Place, StepShape
 def shape_of(*edges: str, nodes: str = "abcd", any_of: str = "") -> Shape:
     steps = tuple(StepShape(name=name, join="any" if name in any_of else "all") for name in nodes)
     return Shape(
-        flow="g", kind="graph", steps=steps, edges=tuple(Edge(source=source, target=target) for source, target in edges)
+        flow="g", kind="graph", steps=steps, edges=tuple(Edge(source=edge[0], target=edge[1]) for edge in edges)
     )
 
 

@@ -354,6 +354,15 @@ async def test_a_slow_model_on_the_last_attempt(model_server: ModelServer, clien
     assert record.latency_ms == 0 or record.latency_ms >= 100
 
 
+async def test_no_answer_within_the_steps_timeout_is_an_outage(desk: Desk, model_server: ModelServer) -> None:
+    model_server.fail("slow", delay=30, times=2)
+    first = await desk.error(handling(fallback="standard"), last=False, timeout=0.1)
+    assert type(first) is ModelUnavailable
+    record = await desk.decide(handling(fallback="standard"), last=True, timeout=0.1)
+    assert record.decided_by == "fallback"
+    assert "timeout of 0.1 s" in str(record.reason)
+
+
 @pytest.mark.parametrize(
     "options", [{"status": 401}, {"status": 400}, {"status": 404}, {"status": 429, "code": "insufficient_quota"}]
 )

@@ -203,7 +203,9 @@ async def test_of_many_swaps_one_wins(store: StateStore) -> None:
         won = await asyncio.gather(*(store.compare_and_swap("lease", name, version=version) for name in range(20)))
 
         (winner,) = [name for name, swapped in enumerate(won) if swapped is not None]
-        assert await store.get_versioned("lease") == Versioned(value=winner, version=won[winner])
+        found = await store.get_versioned("lease")
+        assert found is not None
+        assert (found.value, found.version) == (winner, won[winner])
 
 
 async def test_concurrent_increments_lose_nothing(store: StateStore) -> None:

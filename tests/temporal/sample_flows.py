@@ -186,6 +186,12 @@ short_waits = Chain("short-waits").add_step(
 at_once = Chain("at-once").add_step(
     "try", succeed_at_last, retry=Retry(maximum_attempts=3, initial_interval=0, maximum_interval=0)
 )
+patient = Chain(
+    "patient", timeout=1e12, retry=Retry(maximum_attempts=sys.maxsize, initial_interval=0.01, maximum_interval=1e12)
+).add_step("try", succeed_at_last, timeout=1e12)
+waits_to_retry = Chain("waits-to-retry", timeout=0.5, retry=Retry(initial_interval=30, maximum_interval=30)).add_step(
+    "try", fail
+)
 
 step_timeout = Chain("step-timeout", retry=ONCE).add_step("slow", never, timeout=0.2)
 flow_timeout = Graph("flow-timeout", timeout=0.5).add_node("slow", never).add_node("slower", never)
@@ -273,8 +279,8 @@ order_of_keys = (
 
 held = Chain("held").add_step("wait", wait_at_gate).add_step("end", mark("end"))
 stuck = Chain("stuck", retry=ONCE).add_step("slow", never)
-changed = Chain("changed").add_step("new_first", mark("new_first")).add_step("one", mark("one")).add_step(
-    "two", mark("two")
+changed = (
+    Chain("changed").add_step("new_first", mark("new_first")).add_step("one", mark("one")).add_step("two", mark("two"))
 )
 
 

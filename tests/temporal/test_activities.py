@@ -181,7 +181,9 @@ async def test_a_lost_item_begins_again_when_the_flow_has_changed(
 
 
 async def test_prepare_sees_that_there_are_flow_and_items(activities: Activities, backends: OwnBackends) -> None:
-    with pytest.raises(ApplicationError, match=r"^StateError: .*item 0 of batch 'b' is not in the state store") as caught:
+    with pytest.raises(
+        ApplicationError, match=r"^StateError: .*item 0 of batch 'b' is not in the state store"
+    ) as caught:
         await environment().run(activities.prepare, item_call(0))
     assert caught.value.non_retryable
     await batch_of(backends, {"token": "x"})

@@ -77,7 +77,7 @@ async def test_every_item_runs_once_over_several_pages(side: Side, token: str) -
 
 async def test_bad_items_are_failed_lines_and_stop_nobody(side: Side, token: str) -> None:
     inputs = [{"token": token, "size": size} for size in (1, 200, "many", 2)]
-    batch, call = await staged(side, "by_size", inputs, max_in_flight=1)
+    batch, call = await staged(side, "by_size", inputs, max_in_flight=1, item_timeout=1e12)
     async with side.worker():
         returned = await side.returned(await side.start(BATCH_WORKFLOW, call))
     assert returned["statuses"] == {"completed": 2, "failed": 2}
@@ -109,9 +109,7 @@ async def test_a_lost_item_is_one_failed_line(side: Side, token: str) -> None:
     assert lost["error"].startswith(f"StateError: item 1 of batch {batch.name!r} is not in the state store memory://")
 
 
-async def test_why_items_were_lost_is_kept_of_so_many(
-    side: Side, token: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_why_items_were_lost_is_kept_of_so_many(side: Side, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a batch of very many lost items could not be returned."""
     monkeypatch.setattr(batch_workflow, "LOST", 2)
     batch, call = await staged(side, "by_size", [{"token": token, "size": 1}] * 6, page=2, max_in_flight=1)
@@ -213,8 +211,8 @@ async def test_a_worker_with_another_store_is_told_so(side: Side, token: str) ->
         with pytest.raises(TemporalError) as caught:
             await side.returned(run)
     assert str(caught.value) == (
-        f"StateError: item 0 of batch {call.batch!r} is not in the state store memory://; Airflow's tasks and the worker "
-        "must use the same store: give both the same beluga_state connection "
+        f"StateError: item 0 of batch {call.batch!r} is not in the state store memory://; Airflow's tasks and the "
+        "worker must use the same store: give both the same beluga_state connection "
         f"(workflow {run.workflow_id!r}, run {run.run_id})"
     )
     assert await _attempts(side, run) == [1]

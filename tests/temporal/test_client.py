@@ -168,8 +168,8 @@ async def test_a_server_that_is_not_there() -> None:
         with pytest.raises(TemporalUnavailable) as caught:
             await connect(target)
     assert str(caught.value) == (
-        f"the Temporal server at {target.address}, namespace 'default' cannot be reached; see that it runs and that the "
-        "temporal connection names it"
+        f"the Temporal server at {target.address}, namespace 'default' cannot be reached; see that it runs and that "
+        "the temporal connection names it"
     )
     assert caught.value.retryable
 

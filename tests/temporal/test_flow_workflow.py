@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.enums.v1 import WorkflowTaskFailedCause
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
@@ -15,11 +16,11 @@ from beluga_airflow.config import Settings
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.graph.progress import Progress
 from beluga_airflow.temporal.batch_workflow import BatchWorkflow
-from beluga_airflow.temporal.client import cancel, result_of
+from beluga_airflow.temporal.client import Target, cancel, connect
 from beluga_airflow.temporal.flow_workflow import FlowWorkflow
 from beluga_airflow.temporal.messages import DATA_CONVERTER, FLOW_WORKFLOW, PAYLOAD_LIMIT
 from beluga_airflow.temporal.worker import workflow_runner
-from beluga_airflow.testing import ScriptedModel
+from beluga_airflow.testing import ScriptedModel, TemporalServer
 from tests.temporal import sample_flows
 from tests.temporal.conftest import FLOWS as PACKAGE
 from tests.temporal.conftest import Side
@@ -44,6 +45,8 @@ FLOWS: list[tuple[str, dict[str, Any], str]] = [
     ("listed", {}, "failed"),
     ("short_waits", {}, "completed"),
     ("at_once", {}, "completed"),
+    ("patient", {}, "completed"),
+    ("waits_to_retry", {}, "timed_out"),
     ("step_timeout", {}, "failed"),
     ("flow_timeout", {}, "timed_out"),
     ("finishes", {}, "completed"),
@@ -78,7 +81,7 @@ async def test_the_same_on_temporal_as_by_run(
 
     assert local.status == status
     assert _plain(durable) == _plain(local)
-    if name != "flow_timeout":  # what was abandoned may not have heard of it yet
+    if status != "timed_out":  # what was abandoned may have come to nothing, or not have heard of it yet
         assert sorted(sample_flows.seen[token], key=str) == sorted(seen, key=str)
     await _replayer().replay_workflow(history)
 
@@ -167,8 +170,8 @@ async def test_a_step_that_the_code_has_no_more_fails_the_run_with_what_to_do(si
         result, _ = await side.run("changed", {"token": token}, shape=shape)
     assert result.status == "failed"
     assert result.error == (
-        "step 'gone' failed: FlowNotFound: flow 'tests.temporal.sample_flows:changed' has no step 'gone' in this worker's code, but "
-        "the run began with one; deploy the code that has it and start the run again"
+        "step 'gone' failed: FlowNotFound: flow 'tests.temporal.sample_flows:changed' has no step 'gone' in this "
+        "worker's code, but the run began with one; deploy the code that has it and start the run again"
     )
 
 
@@ -180,6 +183,21 @@ async def test_cancelling_reaches_the_running_step(side: Side, token: str, event
         result = await side.result(started)
         assert (result.status, result.error) == ("cancelled", "the workflow was cancelled")
         await eventually(lambda: "cancelled" in sample_flows.seen[token])
+
+
+async def test_a_run_outlives_the_server(token: str, eventually: Callable[..., Any]) -> None:
+    with TemporalServer() as server:
+        target = Target(address=server.address, task_queue=token)
+        side = Side(client=await connect(target), target=target)
+        async with side.worker():
+            started = await side.start(FLOW_WORKFLOW, side.call("held", {"token": token}))
+            await eventually(lambda: sample_flows.seen[token] == ["wait"])
+            await asyncio.to_thread(server.kill)
+            sample_flows.gates[token].set()
+            await asyncio.to_thread(server.restart)
+            assert (await side.result(started)).status == "completed"
+    assert sample_flows.seen[token][-1] == "end"
+    assert sample_flows.seen[token].count("end") == 1
 
 
 @pytest.mark.parametrize(
@@ -198,9 +216,10 @@ async def test_what_is_too_large_fails_clearly_and_at_once(side: Side, token: st
         f"{error}, and Temporal carries {PAYLOAD_LIMIT / 1e6:g} MB; keep what is large in a file or a table, and pass "
         "its name"
     )
-    history = await side.handle(started).fetch_history()
-    kinds = [event.event_type for event in history.events]
-    assert EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED not in kinds
+    # the workflow never tried to send it
+    for event in (await side.handle(started).fetch_history()).events:
+        cause = event.workflow_task_failed_event_attributes.cause
+        assert cause != WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_PAYLOADS_TOO_LARGE
     assert sample_flows.seen[token].count("large") <= 3
 
 
@@ -213,16 +232,20 @@ async def test_more_in_flight_than_the_server_takes_in_one_go_ends_with_its_reas
 
 @pytest.mark.parametrize("file", HISTORIES, ids=[file.stem for file in HISTORIES])
 async def test_runs_that_began_on_an_earlier_version_can_go_on(file: Path) -> None:
-    await _replayer().replay_workflow(WorkflowHistory.from_json(file.stem, file.read_text()))
+    await _replayer().replay_workflow(_stored(file))
 
 
 async def test_another_order_of_steps_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of the checks: a workflow that starts steps in another order cannot replay what was recorded."""
     start = Progress.start
     monkeypatch.setattr(Progress, "start", lambda self: start(self)[::-1])
-    (file,) = (file for file in HISTORIES if file.stem == "branches")
+    branches = next(file for file in HISTORIES if file.stem == "branches")
     with pytest.raises(NondeterminismError, match=r"left.* does not match activity id .*right"):
-        await _replayer().replay_workflow(WorkflowHistory.from_json(file.stem, file.read_text()))
+        await _replayer().replay_workflow(_stored(branches))
+
+
+def _stored(file: Path) -> WorkflowHistory:
+    return WorkflowHistory.from_json(file.stem, file.read_text())
 
 
 def _replayer() -> Replayer:

@@ -30,9 +30,7 @@ STEP = StepCall(
     state_conn_id="x",
 )
 BATCH = BatchCall(path="a:b", batch="n", total=7, fingerprint="f", item_timeout=1.5, max_in_flight=2, lost={"3": "why"})
-ITEM = ItemCall(
-    path="a:b", batch="n", index=3, fingerprint="f", generation=0, llm_conn_id="l", state_conn_id=None
-)
+ITEM = ItemCall(path="a:b", batch="n", index=3, fingerprint="f", generation=0, llm_conn_id="l", state_conn_id=None)
 
 
 def carried(value: Any, kind: Any = None) -> Any:
@@ -58,7 +56,9 @@ def test_any_json_arrives_as_it_was_sent(value: Any) -> None:
 
 def test_what_is_too_large_is_refused_for_good() -> None:
     assert carried("a" * (PAYLOAD_LIMIT - 2)) == "a" * (PAYLOAD_LIMIT - 2)
-    with pytest.raises(ApplicationError, match=r"TooLarge: 2\.0 MB of data in one piece, and Temporal carries 2 MB") as caught:
+    with pytest.raises(
+        ApplicationError, match=r"TooLarge: 2\.0 MB of data in one piece, and Temporal carries 2 MB"
+    ) as caught:
         carried("a" * (PAYLOAD_LIMIT - 1))
     assert caught.value.non_retryable
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -72,7 +73,7 @@ async def test_a_run_is_one_span_with_a_child_a_step(traced: Side, spans: Spans,
     assert run.start_time is not None
     assert run.end_time is not None
     assert run.start_time <= (first.start_time or 0)
-    assert run.end_time >= (last.end_time or 0) - 1_000_000_000  # the server's clock and ours
+    assert run.end_time >= (last.end_time or 0)
 
 
 @pytest.mark.parametrize("cached", [1_000, 0])
@@ -83,9 +84,8 @@ async def test_an_error_is_told_once_with_each_attempt(traced: Side, spans: Span
     assert (run.attributes or {})["workflow.status"] == result.status == "failed"
     assert run.status.status_code is StatusCode.ERROR
     assert run.status.description == result.error
-    assert [(event.attributes or {})["exception.message"] for event in run.events if event.name == "exception"][0] == (
-        "step 'try' failed: RuntimeError: the printer is on fire"
-    )
+    told = [(event.attributes or {})["exception.message"] for event in run.events if event.name == "exception"]
+    assert told == ["step 'try' failed: RuntimeError: the printer is on fire"]
     attempts = sorted(spans("workflow.step"), key=lambda step: step.start_time or 0)
     assert [(step.attributes or {})["workflow.step.attempt"] for step in attempts] == [1, 2, 3]
     assert {step.status.status_code for step in attempts} == {StatusCode.ERROR}
@@ -99,9 +99,7 @@ async def test_the_status_of_a_stop_is_no_error(traced: Side, spans: Spans, toke
     assert run.status.status_code is StatusCode.UNSET
 
 
-async def test_a_cancelled_run_says_so(
-    traced: Side, spans: Spans, token: str, eventually: Callable[..., bool]
-) -> None:
+async def test_a_cancelled_run_says_so(traced: Side, spans: Spans, token: str, eventually: Callable[..., Any]) -> None:
     async with traced.worker():
         started = await traced.start(FLOW_WORKFLOW, traced.call("stuck", {"token": token}))
         await eventually(lambda: sample_flows.seen[token])
@@ -113,7 +111,7 @@ async def test_a_cancelled_run_says_so(
 
 
 async def test_a_worker_that_goes_away_leaves_the_telling_to_the_next(
-    traced: Side, spans: Spans, token: str, eventually: Callable[..., bool]
+    traced: Side, spans: Spans, token: str, eventually: Callable[..., Any]
 ) -> None:
     async with traced.worker(graceful=timedelta(0)):
         started = await traced.start(FLOW_WORKFLOW, traced.call("held", {"token": token}))
@@ -138,7 +136,7 @@ def _is_below(span: ReadableSpan, above: ReadableSpan, spans: Spans) -> bool:
     """Whether ``above`` is an ancestor; between them are the SDK's own spans."""
     assert span.context is not None
     assert above.context is not None
-    known = {}
+    known: dict[int, ReadableSpan] = {}
     for name in ("RunActivity:beluga.step", "StartActivity:beluga.step", "workflow.execute", "workflow.step"):
         known |= {other.context.span_id: other for other in spans(name) if other.context is not None}
     while span.parent is not None and span.parent.span_id in known:

@@ -72,7 +72,9 @@ IN_A_PROCESS = ("a module that is not there", "a server that is down")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With modules that cannot be imported."""
-    (tmp_path / "bad_flows.py").write_text("from beluga_airflow import Chain\nflow = Chain('two words')\nflow.check()\n")
+    (tmp_path / "bad_flows.py").write_text(
+        "from beluga_airflow import Chain\nflow = Chain('two words')\nflow.check()\n"
+    )
     (tmp_path / "raises_flows.py").write_text("1 / 0\n")
     return tmp_path
 
@@ -94,8 +96,8 @@ def test_a_worker_that_cannot_work_says_why(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
     monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    command = _parser().parse_args(arguments)
     with pytest.raises(SystemExit) as caught:
-        command = _parser().parse_args(arguments)
         command.func(command)
     assert str(caught.value.code).startswith("beluga worker: ")
     assert words in str(caught.value.code)
