@@ -48,7 +48,9 @@ class LLMHook(BaseHook):
             self.llm_conn_id, default=self.default_conn_name, conn_types=(self.conn_type,)
         )
         if connection is None:
-            return Endpoint(provider=defaults.provider, model=defaults.model, timeout=defaults.timeout)
+            return Endpoint(
+                provider=defaults.provider, model=defaults.model, timeout=defaults.timeout, conn_id=self.llm_conn_id
+            )
         timeout = bounded_number(connection, "timeout", defaults.timeout)
         provider = text(connection, "provider") or defaults.provider
         model, base_url = text(connection, "model") or defaults.model, text(connection, "base_url")
@@ -59,6 +61,7 @@ class LLMHook(BaseHook):
                 model=model,
                 base_url=base_url,
                 api_key=connection.password or None,
+                conn_id=self.llm_conn_id,
                 timeout=timeout,
             )
         except InvalidSetting as error:

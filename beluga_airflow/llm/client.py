@@ -36,7 +36,15 @@ WORD = re.compile(r"[A-Za-z_.]{1,60}")
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where a model is, and how to be let in. ``timeout`` is in seconds, for one call.
+    """Where a model is, and how to be let in.
+
+    Args:
+        provider: the name of a preset.
+        model: unless a decision names another.
+        base_url: instead of the preset's.
+        api_key: instead of the one in the provider's usual environment variable.
+        timeout: seconds for one call.
+        conn_id: the connection that says all this, for messages.
 
     Raises:
         InvalidSetting: ``base_url`` is no address of an API.
@@ -47,6 +55,7 @@ class Endpoint:
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     timeout: float = LLMSettings.timeout
+    conn_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.base_url and not _is_address(self.base_url):
@@ -57,6 +66,11 @@ class Endpoint:
             )
 
     @property
+    def owner(self) -> str:
+        """What to mend when something here is wrong."""
+        return f"connection {self.conn_id!r}" if self.conn_id else "the connection"
+
+    @property
     def address(self) -> str:
         """The base URL, from the preset where none is given.
 
@@ -65,7 +79,7 @@ class Endpoint:
         """
         address = self.base_url or preset(self.provider).base_url
         if not address:
-            raise InvalidSetting(f"model provider {self.provider!r} needs a base_url in its connection")
+            raise InvalidSetting(f"model provider {self.provider!r} needs a base_url in {self.owner}")
         return address
 
     @property
@@ -83,7 +97,7 @@ class Endpoint:
             )
         if not key and variable:
             raise InvalidSetting(
-                f"no API key for model provider {self.provider!r}: put it into the connection's password, "
+                f"no API key for model provider {self.provider!r}: put it into the password of {self.owner}, "
                 f"or into the environment variable {variable}"
             )
         return key or "none"
@@ -198,7 +212,10 @@ class OpenAIClient:
 
     @property
     def _who(self) -> str:
-        return f"the model endpoint {self._address} (provider {self._endpoint.provider!r})"
+        asked = f"provider {self._endpoint.provider!r}"
+        if self._endpoint.conn_id:
+            asked += f", {self._endpoint.owner}"
+        return f"the model endpoint {self._address} ({asked})"
 
     def _late(self) -> ModelUnavailable:
         return ModelUnavailable(f"{self._who} did not answer within {self._endpoint.timeout:g} s")
@@ -220,7 +237,7 @@ class OpenAIClient:
         code = _word(error.code)
         said = f"{self._who} answered {status}{f' ({code})' if code else ''}"
         if status in (401, 403):
-            return ModelRefused(f"{said}: it refuses the API key; mend the password of the connection")
+            return ModelRefused(f"{said}: it refuses the API key; mend the password of {self._endpoint.owner}")
         if code == "insufficient_quota":
             return ModelRefused(f"{said}: the account has no quota left; top it up or use another connection")
         wanted = headers.get("x-should-retry")

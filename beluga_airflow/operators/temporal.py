@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["TemporalRunLink", "TemporalWorkflowOperator"]
 
 
+GRACE = 60.0
+"""Seconds that the server gives a workflow beyond its flow's timeout, to say itself where the time went."""
+
+
 class TemporalRunLink(BaseOperatorLink):
     """A link to the run in Temporal's web UI."""
 
@@ -77,7 +81,9 @@ class TemporalOperator(BaseAsyncOperator):
         self.state_conn_id = state_conn_id
         self.run_link: str | None = None
 
-    async def start_and_defer(self, context: Context, workflow: str, call: Any, *, workflow_id: str) -> None:
+    async def start_and_defer(
+        self, context: Context, workflow: str, call: Any, *, workflow_id: str, timeout: float | None = None
+    ) -> None:
         """Start the workflow, or find it started, and wait for it in the triggerer.
 
         Raises:
@@ -94,6 +100,7 @@ class TemporalOperator(BaseAsyncOperator):
             workflow_id=workflow_id,
             task_queue=self.task_queue or target.task_queue,
             summary=f"{self.flow.name}: {context['ti'].dag_id}.{self.task_id}",
+            timeout=timeout,
         )
         del client
         self._tell(context, target, run)
@@ -177,16 +184,25 @@ class TemporalWorkflowOperator(TemporalOperator):
         try:
             inputs = to_json(mapping_of(self.inputs), f"the input of flow {self.flow.name!r}")
             identity = identity_of(context, self.flow.name, inputs, key=self.key, key_is_field=self.key_is_field)
+            shape = Settings().settle(self.flow.check(), durable=True)
+            assert shape.timeout is not None, "settled"
             call = FlowCall(
                 path=self.flow_path,
-                shape=Settings().settle(self.flow.check(), durable=True).to_json(),
+                shape=shape.to_json(),
                 inputs=inputs,
                 scope=identity.scope,
                 generation=identity.generation,
                 llm_conn_id=self.llm_conn_id,
                 state_conn_id=self.state_conn_id,
             )
-            await self.start_and_defer(context, FLOW_WORKFLOW, call, workflow_id=self._workflow_id(context))
+            await self.start_and_defer(
+                context,
+                FLOW_WORKFLOW,
+                call,
+                workflow_id=self._workflow_id(context),
+                # a little more than the workflow gives itself: for when no worker runs it at all
+                timeout=shape.timeout + GRACE,
+            )
         except BelugaError as error:
             raise failing_for_good(error) from error
 

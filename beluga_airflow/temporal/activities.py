@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from beluga_airflow.config import Settings
 from beluga_airflow.errors import BelugaError, FlowNotFound
 from beluga_airflow.execute import Resources, attempt, merged
-from beluga_airflow.graph import Flow, Identity, Retry
+from beluga_airflow.graph import Decision, Flow, Identity, Retry
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.graph.shape import Place
 from beluga_airflow.local import run_with
@@ -88,10 +88,13 @@ class Activities:
 
     @activity.defn(name=PREPARE_ACTIVITY)
     async def prepare(self, call: ItemCall) -> None:
-        """See, before a batch begins, that this worker has its flow and its items."""
+        """See, before a batch begins, that this worker has its flow, its items, and a way to the models it asks."""
         with _failures(Retry(), activity.info().attempt):
-            load_flow(call.path)
+            flow = load_flow(call.path)
             resources = await self._resources(call)
+            for step in flow.steps.values():
+                if isinstance(step.node, Decision):
+                    await resources.model(step.node.llm_conn_id)
             await Batch(resources.state, call.batch).item(call.index)
 
     @activity.defn(name=ITEM_ACTIVITY)

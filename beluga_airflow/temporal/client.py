@@ -25,7 +25,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from beluga_airflow.config import TemporalSettings
 from beluga_airflow.errors import InvalidInput, InvalidSetting, TemporalError, TemporalUnavailable
 from beluga_airflow.graph import FlowResult
-from beluga_airflow.temporal.flow_workflow import FLOW_FAILED
+from beluga_airflow.temporal.flow_workflow import FLOW_FAILED, duration
 from beluga_airflow.temporal.messages import DATA_CONVERTER
 
 __all__ = ["Run", "Target", "cancel", "check", "closed", "connect", "result_of", "start"]
@@ -99,12 +99,29 @@ async def connect(target: Target, plugins: Sequence[Any] = ()) -> Client:
 
 
 async def start(
-    client: Client, target: Target, workflow: str, call: Any, *, workflow_id: str, task_queue: str, summary: str
+    client: Client,
+    target: Target,
+    workflow: str,
+    call: Any,
+    *,
+    workflow_id: str,
+    task_queue: str,
+    summary: str,
+    timeout: float | None = None,
 ) -> Run:
     """Start a workflow, or find the one that was started under this id before.
 
     A running one is attached to, a completed one is taken as it is; after a failed one a new one starts. So a caller
     that was lost may call this again.
+
+    Args:
+        client, target: connected, and to where.
+        workflow: the workflow's type.
+        call: its input.
+        workflow_id: names it, the same for every caller that means the same run.
+        task_queue: whose workers run it.
+        summary: one line for a reader of the web UI.
+        timeout: seconds after which the server ends it, whether any worker has looked at it or not.
 
     Raises:
         InvalidInput: the call is too large for Temporal.
@@ -121,6 +138,7 @@ async def start(
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 static_summary=summary,
+                execution_timeout=None if timeout is None else duration(timeout),
             )
         except WorkflowAlreadyStartedError as error:
             return Run(workflow_id=workflow_id, run_id=str(error.run_id))
@@ -217,8 +235,8 @@ def _handle(client: Client, run: Run) -> WorkflowHandle[Any, Any]:
     return client.get_workflow_handle(run.workflow_id, run_id=run.run_id)
 
 
-def _failed(error: WorkflowFailureError, run: Run) -> dict[str, Any]:
-    cause: BaseException | None = error.cause
+def _failed(failure: WorkflowFailureError, run: Run) -> dict[str, Any]:
+    cause: BaseException | None = failure.cause
     if isinstance(cause, ApplicationError) and cause.type == FLOW_FAILED and cause.details:
         details: dict[str, Any] = cause.details[0]
         return details
@@ -228,11 +246,12 @@ def _failed(error: WorkflowFailureError, run: Run) -> dict[str, Any]:
         # the reason that a person gave, or the server
         return FlowResult(status="cancelled", error=f"the workflow was terminated: {cause.message}").to_json()
     if isinstance(cause, TimeoutError):
-        return FlowResult(status="timed_out", error="the workflow used up its time on the server").to_json()
+        why = "the workflow used up its time on the server; see that a worker serves its task queue"
+        return FlowResult(status="timed_out", error=why).to_json()
     while cause is not None and cause.__cause__ is not None:
         cause = cause.__cause__
     message = getattr(cause, "message", None) or str(cause)
-    raise TemporalError(f"{message} (workflow {run.workflow_id!r}, run {run.run_id})") from error
+    raise TemporalError(f"{message} (workflow {run.workflow_id!r}, run {run.run_id})") from failure
 
 
 @contextmanager

@@ -38,7 +38,7 @@ async def test_without_a_connection_the_defaults_serve(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     endpoint = await LLMHook().endpoint()
-    assert endpoint == Endpoint(provider="openai", model="gpt-4o", base_url=None, api_key=None, timeout=30.0)
+    assert endpoint == Endpoint(provider="openai", model="gpt-4o", timeout=30.0, conn_id="beluga_llm_default")
     assert (endpoint.address, endpoint.key) == ("https://api.openai.com/v1", SECRET)
     hush(endpoint, await LLMHook().client())
 
@@ -53,7 +53,8 @@ async def test_without_a_connection_and_a_key_it_says_where_keys_go(
 
 async def test_settings_are_the_defaults(connections: Connections) -> None:
     settings = Settings(llm=LLMSettings(provider="ollama", model="llama3", timeout=5.0))
-    assert await LLMHook(settings=settings).endpoint() == Endpoint(provider="ollama", model="llama3", timeout=5.0)
+    endpoint = await LLMHook(settings=settings).endpoint()
+    assert endpoint == Endpoint(provider="ollama", model="llama3", timeout=5.0, conn_id="beluga_llm_default")
     connections["beluga_llm_default"] = llm(model="m")
     endpoint = await LLMHook(settings=settings).endpoint()
     assert (endpoint.provider, endpoint.model, endpoint.timeout) == ("simulated", "m", 5.0)
@@ -63,7 +64,7 @@ async def test_a_connection_says_it_all(connections: Connections, hush: Hush) ->
     connections["own"] = llm(provider="groq", model="m", base_url="http://localhost:1/v1", timeout=2.5)
     endpoint = await LLMHook("own").endpoint()
     assert endpoint == Endpoint(
-        provider="groq", model="m", base_url="http://localhost:1/v1", api_key=SECRET, timeout=2.5
+        conn_id="own", provider="groq", model="m", base_url="http://localhost:1/v1", api_key=SECRET, timeout=2.5
     )
     hush(endpoint, LLMHook("own"))
 
@@ -78,7 +79,7 @@ async def test_an_empty_password_is_no_key(connections: Connections, monkeypatch
     ("fields", "says"),
     [
         ({"provider": "opnai"}, "connection 'own': unknown model provider 'opnai'; known are openai, azure, anthropic"),
-        ({"provider": "azure"}, "model provider 'azure' needs a base_url in its connection"),
+        ({"provider": "azure"}, "model provider 'azure' needs a base_url in connection 'own'"),
         ({"timeout": "soon"}, "timeout of connection 'own' is 'soon', it must be a number above 0"),
         ({"timeout": 0}, "timeout of connection 'own' is '0'"),
         (
@@ -157,5 +158,5 @@ async def test_a_wrong_key_fails_the_test(connections: Connections, hush: Hush) 
         connections["own"] = llm(server)
         worked, told = await asyncio.to_thread(LLMHook("own").test_connection)
     assert not worked
-    assert "401 (invalid_api_key): it refuses the API key; mend the password of the connection" in told
+    assert "401 (invalid_api_key): it refuses the API key; mend the password of connection " in told
     hush(told)

@@ -341,7 +341,7 @@ def test_what_holds_when_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_missing_key_says_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GROQ_API_KEY", raising=False)
-    with pytest.raises(InvalidSetting, match=r"'groq'.*connection's password.*GROQ_API_KEY"):
+    with pytest.raises(InvalidSetting, match=r"'groq'.*password of the connection.*GROQ_API_KEY"):
         OpenAIClient(Endpoint(provider="groq"))
 
 

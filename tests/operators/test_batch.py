@@ -389,6 +389,19 @@ async def test_a_flow_that_the_worker_has_not_is_named(side: Side, token: str, m
     assert f"FlowNotFound: flow '{PATH}:item'" in str(end.error)
 
 
+@pytest.mark.parametrize("extra", [{"provider": "oracle-at-delphi"}, {"provider": "openai"}])
+async def test_a_model_that_cannot_be_asked_fails_the_batch_before_any_item(
+    side: Side, token: str, extra: dict[str, str], monkeypatch: pytest.MonkeyPatch, state_file: Path
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    side.runner.connections["beluga_llm_default"] = {"conn_type": "beluga_llm", "extra": extra}
+    end = await side.run_to_end(operator([{"tier": "gold"}] * 3, flows.judged))
+    assert end.state == "failed"
+    assert isinstance(end.error, AirflowFailException)
+    assert "beluga_llm_default" in str(end.error) or "oracle-at-delphi" in str(end.error)
+    assert not list(state_file.parent.glob("results/**/*.jsonl")), "nothing was run, so nothing is published"
+
+
 async def test_a_user_who_clears_the_waiting_task_cancels_the_batch(side: Side, token: str) -> None:
     batch = operator(items(token, None, None), flow=flows.patient, max_in_flight=1)
     async with side.worker():

@@ -303,7 +303,7 @@ def test_a_refused_key_is_asked_once_and_named(runner: OperatorRunner, model_ser
     model_server.fail("status", status=401, times=9)
     run = runner.run(ChainOperator(task_id="t", flow=flows.decided, inputs=GOLD, retries=2))
     assert (run.state, type(run.error), model_server.calls) == ("failed", AirflowFailException, 1)
-    assert "it refuses the API key; mend the password of the connection" in str(run.error)
+    assert "it refuses the API key; mend the password of connection 'beluga_llm_default'" in str(run.error)
 
 
 # Airflow's own needs

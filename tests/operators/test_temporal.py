@@ -364,6 +364,17 @@ async def test_a_missing_llm_connection_on_the_worker_is_named(side: Side) -> No
     assert "there is no connection 'nowhere'; make one of type 'beluga_llm'" in str(end.error)
 
 
+async def test_without_a_worker_the_server_ends_the_flow_in_its_time(
+    side: Side, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beluga_airflow.operators.temporal.GRACE", 0.5)
+    run = await side.run(operator(flows.late, inputs={"token": token}, task_queue=f"nobody-{token}"))
+    end = await run.run_to_end()
+    assert end.state == "failed"
+    assert isinstance(end.error, AirflowFailException)
+    assert "see that a worker serves its task queue" in str(end.error)
+
+
 async def test_another_task_queue_may_be_named(side: Side, token: str) -> None:
     inputs = {"order_id": "o-1", "token": token}
     run = await side.run(operator(inputs=inputs, task_queue="{{ params.queue }}"), conf={"queue": f"own-{token}"})

@@ -187,8 +187,8 @@ at_once = Chain("at-once").add_step(
     "try", succeed_at_last, retry=Retry(maximum_attempts=3, initial_interval=0, maximum_interval=0)
 )
 patient = Chain(
-    "patient", timeout=1e12, retry=Retry(maximum_attempts=sys.maxsize, initial_interval=0.01, maximum_interval=1e12)
-).add_step("try", succeed_at_last, timeout=1e12)
+    "patient", timeout=1e14, retry=Retry(maximum_attempts=sys.maxsize, initial_interval=0.01, maximum_interval=1e14)
+).add_step("try", succeed_at_last, timeout=1e14)
 waits_to_retry = Chain("waits-to-retry", timeout=0.5, retry=Retry(initial_interval=30, maximum_interval=30)).add_step(
     "try", fail
 )

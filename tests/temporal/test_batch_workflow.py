@@ -77,7 +77,7 @@ async def test_every_item_runs_once_over_several_pages(side: Side, token: str) -
 
 async def test_bad_items_are_failed_lines_and_stop_nobody(side: Side, token: str) -> None:
     inputs = [{"token": token, "size": size} for size in (1, 200, "many", 2)]
-    batch, call = await staged(side, "by_size", inputs, max_in_flight=1, item_timeout=1e12)
+    batch, call = await staged(side, "by_size", inputs, max_in_flight=1, item_timeout=1e14)
     async with side.worker():
         returned = await side.returned(await side.start(BATCH_WORKFLOW, call))
     assert returned["statuses"] == {"completed": 2, "failed": 2}

@@ -73,7 +73,26 @@ async def test_a_workflow_that_the_server_ended_is_timed_out(side: Side, token: 
         run_timeout=timedelta(seconds=1),
     )
     result = await side.result(Run(workflow_id=token, run_id=str(handle.first_execution_run_id)))
-    assert (result.status, result.error) == ("timed_out", "the workflow used up its time on the server")
+    assert (result.status, result.error) == (
+        "timed_out",
+        "the workflow used up its time on the server; see that a worker serves its task queue",
+    )
+
+
+async def test_a_workflow_may_have_a_timeout_that_no_clock_reaches(side: Side, token: str) -> None:
+    call = side.call("branches", {"token": token})
+    run = await start(
+        side.client,
+        side.target,
+        FLOW_WORKFLOW,
+        call,
+        workflow_id=token,
+        task_queue=side.target.task_queue,
+        summary="a test",
+        timeout=1e14,
+    )
+    async with side.worker():
+        assert (await side.result(run)).status == "completed"
 
 
 async def test_a_cancelled_workflow_that_no_worker_had_begun(side: Side, token: str) -> None:
