@@ -39,5 +39,5 @@ clean:
 	@echo "Making .venv ..."
 	@$(PYTHON) -m venv .venv
 	@echo "Installing the pinned dependencies (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

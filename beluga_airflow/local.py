@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from beluga_airflow.config import Settings
-from beluga_airflow.errors import InvalidInput
+from beluga_airflow.errors import InvalidFlow, InvalidInput
 from beluga_airflow.execute import Resources, attempt, merged, to_json
 from beluga_airflow.graph import Flow, FlowResult, Identity, Outcome, Retry, Shape
 from beluga_airflow.graph.progress import Progress
@@ -109,6 +109,8 @@ async def run_with(
         InvalidOutput: something in the input is not JSON.
         StateUnavailable: checkpoints cannot be read or written; nothing is lost, run it again.
     """
+    if not isinstance(flow, Flow):
+        raise InvalidFlow(f"a {type(flow).__name__} is no flow; give a Chain or a Graph")
     shape = settings.settle(flow.check())
     data = to_json(inputs, f"the input of flow {flow.name!r}")
     if not isinstance(data, dict):

@@ -10,6 +10,15 @@ from airflow.sdk import DAG, CronDataIntervalTimetable, Param
 from beluga_airflow.operators.batch import TemporalBatchOperator
 from orders.flows import invoice_flow
 
+# the day that is asked for; else the run's own, where the example file has it
+DAY = """{{
+    params.day or (
+        data_interval_start | ds
+        if data_interval_start is defined and dag.start_date <= data_interval_start <= dag.end_date
+        else '2025-12-01'
+    )
+}}"""
+
 with DAG(
     "order_batch",
     description="All orders of one day from a CSV file, on Temporal",
@@ -29,8 +38,8 @@ with DAG(
             None,
             type=["null", "string"],
             pattern=r"^(\d{4}-\d{2}-\d{2}|all)$",
-            description="YYYY-MM-DD, or 'all' for the whole file. Left empty: the run's data interval; of a run that "
-            "was triggered by hand, 2025-12-01.",
+            description="YYYY-MM-DD, or 'all' for the whole file. Left empty: the day of the run's data interval, or "
+            "2025-12-01 where that is none of the example file's days.",
         ),
     },
     # a retry goes on with the orders that have not ended
@@ -44,7 +53,7 @@ with DAG(
         items="orders.source:orders_of_run",
         items_args={
             "source": "{{ params.source }}",
-            "day": "{{ params.day or ('2025-12-01' if dag_run.run_type == 'manual' else data_interval_start | ds) }}",
+            "day": DAY,
         },
         key="InvoiceNo",
         max_in_flight=50,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ SHELL = [line for language, text in SNIPPETS if language == "sh" for line in tex
 def test_every_snippet_is_known_to_a_test_below() -> None:
     assert [language for language, _ in SNIPPETS].count("python") == 3
     assert [line.split()[0] for line in SHELL] == ["make", "make", "pip", "airflow", "export", "export"]
-    assert {language for language, _ in SNIPPETS} == {"python", "sh"}
+    assert {language for language, _ in SNIPPETS} == {"python", "sh", "ini"}
 
 
 @pytest.mark.parametrize("model_rules", [[{"when": {"customer_tier": "gold"}, "answer": "expedite"}]])
@@ -54,9 +55,7 @@ def test_a_flow_runs_without_airflow() -> None:
 
 def test_the_tests_pass(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(PYTHON[2])
-    pytester.makeini(
-        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nbeluga_airflow_home = temporary"
-    )
+    pytester.makeini(next(text for language, text in SNIPPETS if language == "ini"))
     result = pytester.runpytest_subprocess("-p", "no:randomly")
     result.assert_outcomes(passed=2)
 
@@ -101,3 +100,17 @@ def test_the_make_targets_exist() -> None:
 def test_the_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_it_installs_as_a_package(tmp_path: Path) -> None:
+    # a copy: building leaves things behind
+    copy, target = tmp_path / "copy", tmp_path / "installed"
+    shutil.copytree(ROOT / "beluga_airflow", copy / "beluga_airflow", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*command, "--target", target, copy], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (target / "beluga_airflow" / "py.typed").exists()
+    points = next(target.glob("beluga_airflow-*.dist-info")) / "entry_points.txt"
+    assert "provider_info = beluga_airflow.provider_info:get_provider_info" in points.read_text()

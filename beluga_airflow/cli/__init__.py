@@ -1,1 +1,1 @@
-"""."""
+"""``airflow beluga ...``, and the launcher of the whole system."""

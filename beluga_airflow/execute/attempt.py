@@ -42,6 +42,15 @@ class Resources:
     state: StateStore
     model: Callable[[str | None], Awaitable[ModelClient]]
 
+    async def ready_for(self, flow: Flow) -> list[ModelClient]:
+        """The models that the flow's decisions ask: what is wrong with their connections shows before anything runs.
+
+        Raises:
+            InvalidSetting: a connection is missing or cannot be used.
+        """
+        asked = {step.node.llm_conn_id for step in flow.steps.values() if isinstance(step.node, Decision)}
+        return [await self.model(conn_id) for conn_id in sorted(asked, key=str)]
+
 
 async def attempt(
     flow: Flow,
@@ -146,6 +155,8 @@ async def _in_thread(call: Callable[[], T]) -> T:
     def work() -> None:
         try:
             future.set_result(call())
+        except KeyboardInterrupt as error:  # the step's own; a real one reaches the main thread
+            future.set_exception(SystemExit(repr(error)))
         except StopIteration as error:  # no future can carry it
             future.set_exception(RuntimeError(f"StopIteration: {error}"))
         except BaseException as error:

@@ -1,4 +1,7 @@
-"""Checking a flow whole: everything that could only go wrong at night is refused here."""
+"""Checking a flow whole: what can be seen to go wrong at night is refused here.
+
+An annotation that cannot be resolved is not: that would load pydantic wherever a DAG is parsed.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from beluga_airflow.errors import InvalidFlow
 from beluga_airflow.graph.decision import Decision
+from beluga_airflow.graph.retry import Retry
 
 if TYPE_CHECKING:
     from beluga_airflow.graph.flow import Flow, Link, Step
@@ -55,7 +59,7 @@ def _faults_of_flow(flow: Flow) -> Iterable[str]:
     for key, reducer in flow.reducers.items():
         if not callable(reducer):
             yield f"the reducer of {key!r} is {reducer!r}, it must be a function of two values"
-    yield from (f"the retry of the flow: {fault}" for fault in (flow.retry.faults() if flow.retry else ()))
+    yield from (f"the retry of the flow: {fault}" for fault in _faults_of_retry(flow.retry))
 
 
 def _faults_of_steps(steps: Iterable[Step]) -> Iterable[str]:
@@ -72,8 +76,14 @@ def _faults_of_steps(steps: Iterable[Step]) -> Iterable[str]:
         if step.join not in ("all", "any"):
             yield f"the join of step {step.name!r} is {step.join!r}, it must be 'all' or 'any'"
         inner = step.node.faults() if isinstance(step.node, Decision) else _faults_of_function(step.node)
-        inner = [*inner, *(f"retry: {fault}" for fault in (step.retry.faults() if step.retry else ()))]
+        inner = [*inner, *(f"retry: {fault}" for fault in _faults_of_retry(step.retry))]
         yield from (f"step {step.name!r}: {fault}" for fault in inner)
+
+
+def _faults_of_retry(retry: Any) -> list[str]:
+    if retry is None:
+        return []
+    return retry.faults() if isinstance(retry, Retry) else [f"it is {retry!r}, it must be a Retry"]
 
 
 def _faults_of_function(node: Any) -> list[str]:

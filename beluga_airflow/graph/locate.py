@@ -44,12 +44,15 @@ def path_of(flow: Flow) -> str:
     Raises:
         FlowNotFound: it is not a module-level name of an importable module.
     """
-    module = sys.modules.get(flow.module)
-    names = [name for name, value in vars(module).items() if value is flow] if module else []
-    if not names or flow.module == "__main__" or flow.module.startswith("unusual_prefix_"):
-        raise FlowNotFound(
-            f"flow {flow.name!r} cannot be found by a worker: it is defined in {flow.module!r}"
-            f"{'' if names else ', not as a module-level name'}. Move it to the top level of a module that Airflow and "
-            "the worker can both import, beside the DAG file say, and pass flow='that_module:its_name' or import it"
-        )
-    return f"{flow.module}:{names[0]}"
+    # where it was made first; a function may have made it for another module
+    for home in (flow.module, *sys.modules):
+        if home == "__main__" or home.startswith("unusual_prefix_"):
+            continue  # a script, or a DAG file as Airflow loads it: nobody else finds those
+        for name, value in list(getattr(sys.modules.get(home), "__dict__", {}).items()):
+            if value is flow:
+                return f"{home}:{name}"
+    raise FlowNotFound(
+        f"flow {flow.name!r}, made in {flow.module!r}, cannot be found by a worker. Move it to the top level of a "
+        "module that Airflow and the worker can both import, beside the DAG file say, and pass "
+        "flow='that_module:its_name' or import it"
+    )

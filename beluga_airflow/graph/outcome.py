@@ -54,18 +54,20 @@ class Identity:
 
     Args:
         scope: names the run (dag, run, task, map index) or, where there is a business key, the flow and that key.
-        generation: how often a user has cleared the task; in records and checkpoints, never in idempotency keys.
+        generation: raised by each clear of the task; in records and checkpoints, never in idempotency keys.
+        run: names the run where a business key does not: whose generation it is.
     """
 
     scope: str
     generation: int = 0
+    run: str = ""
 
     @classmethod
-    def of(cls, *parts: object, generation: int = 0) -> Identity:
+    def of(cls, *parts: object, generation: int = 0, run: str = "") -> Identity:
         """An identity from the parts of its name, quoted so that no two lists of parts read the same."""
         # any text is a name, lone surrogates out of somebody's JSON too
         names = (quote(str(part), safe=":+@ ", errors="surrogatepass") for part in parts)
-        return cls(scope="/".join(names), generation=generation)
+        return cls(scope="/".join(names), generation=generation, run=run)
 
     def key(self, step: str) -> str:
         """The idempotency key of a step: readable, and at most 200 characters."""
@@ -76,8 +78,11 @@ class Identity:
         return f"{key[: KEY_LENGTH - len(digest) - 1]}~{digest}"
 
     def record(self, step: str) -> str:
-        """The name of what is kept about a step for this generation."""
-        return f"{self.key(step)}@{self.generation}"
+        """The name of what is kept about a step for this generation.
+
+        Runs with the same business key share what they decided first; what a clear asks for anew is its run's own.
+        """
+        return f"{self.key(step)}@{self.generation}" + (f" of {self.run}" if self.run and self.generation else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ class AirflowBackends:
         self.airflow = asyncio.Lock()
         self._stores: dict[str, StateStore] = {}
         self._clients: dict[str, ModelClient] = {}
+        self._refused: list[ModelClient] = []
 
     async def resources(self, *, llm_conn_id: str | None, state_conn_id: str | None) -> Resources:
         """The resources behind these connections; None: the default ones.
@@ -54,15 +55,20 @@ class AirflowBackends:
 
     async def _model(self, conn_id: str) -> ModelClient:
         async with self.airflow:
-            if conn_id not in self._clients:
+            client = self._clients.get(conn_id)
+            if client is None or client.refused:
+                # one that was refused may have been mended; the old client is closed with the rest, others may use it
                 self._clients[conn_id] = await LLMHook(conn_id).client()
+                if client is not None:
+                    self._refused.append(client)
             return self._clients[conn_id]
 
     async def close(self) -> None:
         """Close everything that was opened."""
         stores, self._stores = self._stores, {}
-        clients, self._clients = self._clients, {}
-        for client in clients.values():
+        clients, self._clients = [*self._clients.values(), *self._refused], {}
+        self._refused = []
+        for client in clients:
             await client.close()
         for store in stores.values():
             await store.close()

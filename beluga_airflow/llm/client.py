@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 __all__ = ["SIMULATION", "Endpoint", "ModelClient", "ModelReply", "ModelRequest", "OpenAIClient", "Usage"]
+
+log = logging.getLogger(__name__)
 
 SIMULATION = "beluga-simulation"
 """The ``system_fingerprint`` by which the model server of this package owns up."""
@@ -159,6 +162,19 @@ class ModelClient(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """See, for nothing, that the endpoint lets us in; one that cannot tell is taken to.
+
+        Raises:
+            ModelRefused: it refuses the key.
+        """
+        ...
+
+    @property
+    def refused(self) -> bool:
+        """Whether the endpoint has refused the key, so that the connection should be looked at again."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...
@@ -174,19 +190,37 @@ class OpenAIClient:
         self._endpoint = endpoint
         self._address, self._key = endpoint.address, endpoint.key
         self._client: openai.AsyncOpenAI | None = None
+        self.refused = False
 
-    async def answer(self, request: ModelRequest) -> ModelReply:
+    def _opened(self) -> openai.AsyncOpenAI:
         import openai
 
         if self._client is None:
             self._client = openai.AsyncOpenAI(
                 api_key=self._key, base_url=self._address, timeout=self._endpoint.timeout, max_retries=0
             )
+        return self._client
+
+    async def check(self) -> None:
+        import openai
+
+        try:
+            async with bounded(self._endpoint.timeout, self._late):
+                await self._opened().models.list()
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise self._translated(error) from None
+        except (openai.OpenAIError, ModelUnavailable, ValueError, AttributeError, TypeError) as error:
+            log.debug("%s cannot tell whether it lets us in (%s)", self._who, type(error).__name__)
+
+    async def answer(self, request: ModelRequest) -> ModelReply:
+        import openai
+
+        client = self._opened()
         started = time.monotonic()
         try:
             # the library's own timeout begins anew with every byte
             async with bounded(self._endpoint.timeout, self._late):
-                completion = await self._client.chat.completions.create(
+                completion = await client.chat.completions.create(
                     model=request.model or self._endpoint.model,
                     messages=cast("list[ChatCompletionMessageParam]", list(request.messages)),
                     **cast("Any", {preset(self._endpoint.provider).limit: request.max_tokens}),
@@ -237,6 +271,7 @@ class OpenAIClient:
         code = _word(error.code)
         said = f"{self._who} answered {status}{f' ({code})' if code else ''}"
         if status in (401, 403):
+            self.refused = True
             return ModelRefused(f"{said}: it refuses the API key; mend the password of {self._endpoint.owner}")
         if code == "insufficient_quota":
             return ModelRefused(f"{said}: the account has no quota left; top it up or use another connection")

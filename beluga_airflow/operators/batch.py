@@ -80,7 +80,6 @@ class TemporalBatchOperator(TemporalOperator):
                 path=self.flow_path,
                 batch=name,
                 total=total,
-                fingerprint=self.flow.check().fingerprint,
                 item_timeout=shape.timeout,
                 max_in_flight=self.max_in_flight,
                 generation=generation_of(context),
@@ -91,7 +90,7 @@ class TemporalBatchOperator(TemporalOperator):
         except BelugaError as error:
             raise failing_for_good(error) from error
 
-    async def completed(self, context: Context, run: Run, returned: Any) -> dict[str, Any]:
+    async def completed(self, context: Context, run: Run, returned: Any) -> dict[str, Any]:  # noqa: ARG002  # for flows
         """Publish the results and return the manifest."""
         if returned.get("error"):
             raise TemporalError(f"the batch did not end: {returned['error']}")
@@ -99,7 +98,8 @@ class TemporalBatchOperator(TemporalOperator):
 
         async with AirflowBackends() as backends:
             store = await backends.store(self.state_conn_id)
-            batch = Batch(store, self._name(context))
+            # not by today's name: somebody may have changed retries= meanwhile
+            batch = Batch(store, run.workflow_id)
             path = self._path(store.url, batch.name)
             manifest = await published(batch.results(returned["total"], returned["lost"]), path)
             started = await batch.started()

@@ -64,6 +64,7 @@ class InTaskOperator(BaseAsyncOperator):
         identity = identity_of(context, owner, inputs, key=self.key, key_is_field=self.key_is_field)
         async with AirflowBackends() as backends:
             resources = await backends.resources(llm_conn_id=self.llm_conn_id, state_conn_id=self.state_conn_id)
+            await resources.ready_for(flow)
             return await run_with(
                 flow,
                 inputs,

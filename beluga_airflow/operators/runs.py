@@ -103,11 +103,13 @@ def identity_of(context: Context, flow: str, inputs: Mapping[str, Any], *, key: 
         value = inputs[key]
     else:
         value = key
-    if value is None or str(value).strip() == "":
+    # a template renders what is missing as "None"
+    if value is None or str(value).strip() in ("", "None"):
         raise InvalidInput(
             f"the business key of flow {flow!r} is empty; it must name the item, for instance an order number"
         )
-    return Identity.of(flow, value, generation=generation)
+    run = "/".join(map(str, run_parts(context)))
+    return Identity.of(flow, value, generation=generation, run=run)
 
 
 def push_decisions(context: Context, result: FlowResult) -> None:

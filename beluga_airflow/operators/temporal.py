@@ -154,6 +154,7 @@ class TemporalWorkflowOperator(TemporalOperator):
         inputs: the flow's input, a mapping or its JSON text; templated.
         key: the business key from which idempotency keys are made: the name of a field of the input, or a template.
         workflow_id: instead of an id from dag, run, task and map index; templated. A clear adds its number to it.
+            It must name one run: a task that finds it taken attaches to that run, whatever its own input is.
         task_queue: instead of the connection's.
         wait_timeout: how long the task waits; the workflow itself is bounded by its flow's timeout, or 3600 s.
         temporal_conn_id: the server's connection.
@@ -192,6 +193,7 @@ class TemporalWorkflowOperator(TemporalOperator):
                 inputs=inputs,
                 scope=identity.scope,
                 generation=identity.generation,
+                run=identity.run,
                 llm_conn_id=self.llm_conn_id,
                 state_conn_id=self.state_conn_id,
             )

@@ -42,7 +42,8 @@ def judge(error: BaseException, retry: Retry) -> Failure:
     """What ``error`` means under ``retry``: ours say themselves whether to retry, all others may be retried."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     listed = any(kind in kinds for kind in retry.names())
-    text = str(error)
+    # halves of characters, which JSON lets in, go no further
+    text = str(error).encode("utf-8", "backslashreplace").decode()
     if len(text) > MESSAGE_LENGTH:
         text = f"{text[:MESSAGE_LENGTH]}… ({len(text)} characters)"
     return Failure(

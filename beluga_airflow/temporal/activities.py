@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from beluga_airflow.config import Settings
 from beluga_airflow.errors import BelugaError, FlowNotFound
 from beluga_airflow.execute import Resources, attempt, merged
-from beluga_airflow.graph import Decision, Flow, Identity, Retry
+from beluga_airflow.graph import Flow, Identity, Retry
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.graph.shape import Place
 from beluga_airflow.local import run_with
@@ -63,19 +63,24 @@ class Activities:
         """One attempt of one step of a flow."""
         retry = Retry.from_json(call.retry)
         number = activity.info().attempt
-        with _failures(retry, number):
+        last = number >= retry.maximum_attempts
+        with _failures(retry, number, last=last):
             place = Place.from_json(call.place)
+            flow = _flow(call.path, place.step)
             async with _heartbeat():
+                resources = await self._resources(call)
+                if not place.sources[place.step]:
+                    await resources.ready_for(flow)
                 outcome = await attempt(
-                    _flow(call.path, place.step),
+                    flow,
                     place,
                     inputs=call.inputs,
                     outputs=call.outputs,
-                    identity=Identity(scope=call.scope, generation=call.generation),
-                    resources=await self._resources(call),
+                    identity=Identity(scope=call.scope, generation=call.generation, run=call.run),
+                    resources=resources,
                     timeout=call.timeout,
                     number=number,
-                    last=number >= retry.maximum_attempts,
+                    last=last,
                 )
             return outcome.to_json()
 
@@ -92,9 +97,8 @@ class Activities:
         with _failures(Retry(), activity.info().attempt):
             flow = load_flow(call.path)
             resources = await self._resources(call)
-            for step in flow.steps.values():
-                if isinstance(step.node, Decision):
-                    await resources.model(step.node.llm_conn_id)
+            for client in await resources.ready_for(flow):
+                await client.check()
             await Batch(resources.state, call.batch).item(call.index)
 
     @activity.defn(name=ITEM_ACTIVITY)
@@ -108,13 +112,15 @@ class Activities:
                 if ended is not None:
                     return ended
                 item = await batch.item(call.index)
+                flow = load_flow(call.path)
                 result = await run_with(
-                    load_flow(call.path),
+                    flow,
                     item.data,
-                    identity=Identity(scope=item.scope, generation=call.generation),
+                    identity=Identity(scope=item.scope, generation=call.generation, run=call.batch),
                     resources=resources,
                     settings=self._settings,
-                    checkpoint=batch.checkpoint(call.index, call.fingerprint),
+                    # of the code that runs here: outcomes of another shape would lead past its steps
+                    checkpoint=batch.checkpoint(call.index, flow.check().fingerprint),
                 )
                 await batch.end(item, result)
                 return result.status
@@ -134,7 +140,7 @@ def _flow(path: str, step: str) -> Flow:
 
 
 @contextmanager
-def _failures(retry: Retry, number: int) -> Iterator[None]:
+def _failures(retry: Retry, number: int, *, last: bool = False) -> Iterator[None]:
     """Errors leave an activity as Temporal wants them, with the judgement and the wait of the step's own ``Retry``."""
     try:
         yield
@@ -143,10 +149,9 @@ def _failures(retry: Retry, number: int) -> Iterator[None]:
         # a traceback where the author's code may be at fault: it does not travel further
         log.warning("attempt %d failed: %s", number, failure.message, exc_info=not isinstance(error, BelugaError))
         raise ApplicationError(
-            # halves of characters, which JSON lets in and Temporal does not
-            failure.message.encode("utf-8", "backslashreplace").decode(),
+            failure.message,
             type=failure.kind,
-            non_retryable=not failure.retryable,
+            non_retryable=last or not failure.retryable,
             next_retry_delay=timedelta(seconds=retry.delay(number, failure.retry_after)),
         ) from None
 

@@ -111,7 +111,6 @@ class BatchWorkflow:
             path=call.path,
             batch=call.batch,
             index=index,
-            fingerprint=call.fingerprint,
             generation=call.generation,
             llm_conn_id=call.llm_conn_id,
             state_conn_id=call.state_conn_id,

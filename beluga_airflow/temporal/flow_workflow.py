@@ -151,6 +151,7 @@ class FlowWorkflow:
             outputs=self._progress.outputs_before(step),
             scope=self._call.scope,
             generation=self._call.generation,
+            run=self._call.run,
             llm_conn_id=self._call.llm_conn_id,
             state_conn_id=self._call.state_conn_id,
         )
@@ -161,6 +162,10 @@ def duration(length: float) -> timedelta:
     return timedelta(seconds=min(length, LONGEST))
 
 
+LOST_WORKERS = 5
+"""How many workers a step may lose, beyond its attempts, before it is held to be what kills them."""
+
+
 def _policy(retry: Retry) -> RetryPolicy:
     # the server refuses a first wait of nothing, and one above the longest
     longest = max(seconds(retry.maximum_interval), 0.001)
@@ -169,7 +174,8 @@ def _policy(retry: Retry) -> RetryPolicy:
         initial_interval=duration(first),
         backoff_coefficient=retry.backoff_coefficient,
         maximum_interval=duration(longest),
-        maximum_attempts=min(retry.maximum_attempts, MOST_ATTEMPTS),
+        # the attempt itself says when the step's own are used up: a worker that is lost costs none of the last
+        maximum_attempts=min(retry.maximum_attempts + LOST_WORKERS, MOST_ATTEMPTS),
         # without this a result over the server's limit is tried for ever
         non_retryable_error_types=["PayloadsTooLarge"],
     )

@@ -77,7 +77,7 @@ class FlowCall:
         path: the flow's import path, by which a worker finds the code of its steps.
         shape: the settled shape, as JSON.
         inputs: the flow's input.
-        scope, generation: the run's identity.
+        scope, generation, run: the run's identity.
         llm_conn_id, state_conn_id: names of connections; what they hold stays on the worker.
     """
 
@@ -86,6 +86,7 @@ class FlowCall:
     inputs: dict[str, Any]
     scope: str
     generation: int = 0
+    run: str = ""
     llm_conn_id: str | None = None
     state_conn_id: str | None = None
 
@@ -102,6 +103,7 @@ class StepCall:
     outputs: dict[str, dict[str, Any]]
     scope: str
     generation: int
+    run: str
     llm_conn_id: str | None
     state_conn_id: str | None
 
@@ -114,7 +116,6 @@ class BatchCall:
         path: the flow's import path.
         batch: names the batch in the state store.
         total: how many items it has.
-        fingerprint: of the flow, so that checkpoints of changed code are not taken.
         item_timeout: seconds for one item, retries and waits included.
         max_in_flight: how many items run at once.
         generation: of the batch's task.
@@ -125,7 +126,6 @@ class BatchCall:
     path: str
     batch: str
     total: int
-    fingerprint: str
     item_timeout: float
     max_in_flight: int
     generation: int = 0
@@ -144,7 +144,6 @@ class ItemCall:
     path: str
     batch: str
     index: int
-    fingerprint: str
     generation: int
     llm_conn_id: str | None
     state_conn_id: str | None

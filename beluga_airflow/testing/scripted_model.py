@@ -64,6 +64,8 @@ class ScriptedModel:
         self._script = [] if callable(answers) else list(answers)
         self._lock = threading.Lock()  # a worker may ask from several threads
 
+    refused = False
+
     @property
     def calls(self) -> int:
         """How often it was asked."""
@@ -85,6 +87,9 @@ class ScriptedModel:
         if isinstance(answer, ModelReply):
             return answer
         return reply(json.dumps({"answer": answer, "reason": "scripted"}))
+
+    async def check(self) -> None:
+        """It lets everybody in."""
 
     async def close(self) -> None:
         """Take note; it may be asked again all the same."""

@@ -248,6 +248,10 @@ def exits(data: Any, *more: Any) -> Any:
     sys.exit(3)
 
 
+def is_interrupted(data: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 async def exits_later(data: Any) -> Any:
     sys.exit(3)
 
@@ -277,6 +281,11 @@ def exits_in_a_reducer() -> Flow:
 async def test_no_code_of_a_flow_ends_the_process(build: Callable[[], Flow]) -> None:
     with pytest.raises(StepExited, match=r"step 'a' called sys.exit\(3\); raise an error instead"):
         await once(build(), inputs={"x": 1}, outputs={"x": {"k": 1}, "y": {"k": 2}})
+
+
+async def test_an_interrupt_that_a_step_makes_itself_ends_no_process() -> None:
+    with pytest.raises(StepExited, match="KeyboardInterrupt"):
+        await once(Chain("f").add_step("a", is_interrupted))
 
 
 async def awaits_what_is_cancelled(data: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def test_a_flow_inside_a_function_has_no_path_and_the_error_says_how_to_move_it(
     with pytest.raises(FlowNotFound) as refused:
         path_of(flow)
 
-    assert f"flow 'inside' cannot be found by a worker: it is defined in {__name__!r}, not as" in str(refused.value)
+    assert f"flow 'inside', made in {__name__!r}, cannot be found by a worker" in str(refused.value)
     assert "Move it to the top level of a module that Airflow and the worker can both import" in str(refused.value)
 
 
@@ -108,7 +108,14 @@ def test_a_flow_of_a_script_or_a_dag_file_has_no_path(
     flow = load_flow("script_flows:flow")
     # as if the file had been loaded under that name
     monkeypatch.setitem(sys.modules, name, sys.modules["script_flows"])
+    monkeypatch.delitem(sys.modules, "script_flows")
     monkeypatch.setattr(flow, "_module", name)
 
-    with pytest.raises(FlowNotFound, match=f"it is defined in '{name}'. Move it"):
+    with pytest.raises(FlowNotFound, match=f"made in '{name}', cannot be found"):
         path_of(flow)
+
+
+def test_a_flow_that_a_function_made_for_a_module_is_found_there(module: Callable[[str, str], None]) -> None:
+    module("flow_factory", "def make():\n    return Chain('made').add_step('a', step)\n")
+    module("made_flows", "import flow_factory\nmade = flow_factory.make()\n")
+    assert path_of(load_flow("made_flows:made")) == "made_flows:made"

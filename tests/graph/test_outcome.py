@@ -68,7 +68,14 @@ def test_keys_are_readable() -> None:
     identity = Identity.of("order_batch", "scheduled__2025-12-01T00:00:00+00:00", "process orders", -1, generation=2)
 
     assert identity.key("pay") == "order_batch/scheduled__2025-12-01T00:00:00+00:00/process orders/-1/pay"
-    assert identity.record("pay") == f"{identity.key('pay')}@2"
+    assert identity.record("pay").startswith(f"{identity.key('pay')}@2")
+
+
+def test_runs_with_one_business_key_share_the_first_record_and_no_other() -> None:
+    runs = [Identity.of("shop", "A-1", generation=generation, run=run) for run in "ab" for generation in (0, 1)]
+
+    assert len({identity.key("pay") for identity in runs}) == 1
+    assert len({identity.record("pay") for identity in runs}) == 3
 
 
 def test_long_keys_keep_their_beginning_and_differ_in_their_end() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from beluga_airflow.errors import InvalidSetting
+from beluga_airflow.errors import InvalidSetting, ModelRefused
 from beluga_airflow.hooks.backends import AirflowBackends
 from beluga_airflow.llm.model_server import ModelServer
 from tests.hooks.test_llm import ASK, llm
@@ -78,3 +78,15 @@ async def test_everything_is_closed_and_may_be_opened_again(ready: Connections) 
         await (await resources.model(None)).answer(ASK)
         await backends.close()
     await backends.close()
+
+
+async def test_a_connection_that_was_refused_is_read_again(ready: Connections) -> None:
+    async with ModelServer(api_key="the-right-key") as server:
+        ready["beluga_llm_default"] = {**llm(server), "password": "the-wrong-key"}
+        async with AirflowBackends() as backends:
+            resources = await backends.resources(llm_conn_id=None, state_conn_id=None)
+            with pytest.raises(ModelRefused):
+                await (await resources.model(None)).answer(ASK)
+            ready["beluga_llm_default"] = {**llm(server), "password": "the-right-key"}
+            assert (await (await resources.model(None)).answer(ASK)).content
+            assert await resources.model(None) is await resources.model(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gzip
 import json
 import logging
@@ -381,3 +382,23 @@ def test_an_address_that_cannot_be_one_is_refused(base_url: str) -> None:
 def test_azure_needs_an_address() -> None:
     with pytest.raises(InvalidSetting, match="'azure' needs a base_url"):
         OpenAIClient(Endpoint(provider="azure", api_key="k"))
+
+
+async def test_a_check_finds_a_key_that_is_refused_and_asks_nothing() -> None:
+    async with ModelServer(api_key="right") as server:
+        endpoint = Endpoint(provider="simulated", base_url=server.base_url, api_key="wrong")
+        wrong, right = OpenAIClient(endpoint), OpenAIClient(dataclasses.replace(endpoint, api_key="right"))
+        with pytest.raises(ModelRefused, match="it refuses the API key"):
+            await wrong.check()
+        await right.check()
+        assert (wrong.refused, right.refused) == (True, False)
+        assert server.calls == 0
+        await wrong.close()
+        await right.close()
+
+
+async def test_a_check_of_an_endpoint_that_cannot_tell_refuses_nothing(unused_tcp_port: int) -> None:
+    client = OpenAIClient(Endpoint(provider="simulated", base_url=f"http://127.0.0.1:{unused_tcp_port}/v1", timeout=5))
+    await client.check()
+    assert not client.refused
+    await client.close()

@@ -120,6 +120,7 @@ handling = Decision(
 )
 careful = Decision("Is it fraud?", output_type=bool, reads=("tier",), fallback=True)
 
+paid_then_decided = Chain("paid-then-decided").add_step("charge", charge).add_step("handling", handling)
 chain = Chain("order-chain").add_step("validate", validate).add_step("charge", charge)
 graph = (
     Graph("order-graph")

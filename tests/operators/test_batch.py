@@ -231,6 +231,30 @@ async def test_a_retry_goes_on_with_what_is_stored(side: Side, token: str) -> No
     assert sorted(flows.seen[token]) == ["0", "1", "2", "orders(3)", "waiting", "waiting", "waiting"]
 
 
+async def test_retries_that_are_edited_while_it_waits_lose_nothing(side: Side, token: str) -> None:
+    batch = operator(items(token, None, None), retries=2)
+    run = await side.run(batch)
+    batch.retries = 1
+    async with side.worker():
+        end = await run.run_to_end()
+    assert end.state == "success", end.error
+    assert end.return_value["statuses"] == {"completed": 2}
+
+
+async def test_a_key_that_the_endpoint_refuses_fails_the_batch_before_any_item(
+    side: Side, token: str, state_file: Path
+) -> None:
+    async with ModelServer(api_key="another key") as server:
+        extra = {"provider": "simulated", "base_url": server.base_url}
+        llm = side.runner.connections["beluga_llm_default"]
+        side.runner.connections["beluga_llm_default"] = {**llm, "extra": extra}
+        end = await side.run_to_end(operator([{"tier": "gold", "token": token}] * 3, flows.judged))
+    assert isinstance(end.error, AirflowFailException)
+    assert "mend the password of connection 'beluga_llm_default'" in str(end.error)
+    assert server.calls == 0
+    assert not list(state_file.parent.glob("results/**/*.jsonl"))
+
+
 async def test_a_batch_that_ended_while_nobody_looked_is_taken(side: Side, token: str) -> None:
     async with side.worker():
         first = await side.run(operator(items(token, None, "error"), retries=1))

@@ -256,11 +256,12 @@ def test_without_any_connection_the_defaults_serve(
     operator_runner: OperatorRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-never-used")
     tiny = ChainOperator(task_id="tiny", flow=flows.decided, inputs={"tier": "tiny"})
     run = operator_runner.run(tiny)
     assert (run.state, run.xcoms["decisions"]["handling"]["decided_by"]) == ("success", "rule")
     assert (tmp_path / "beluga" / "state.db").exists()
+    monkeypatch.delenv("OPENAI_API_KEY")
     run = operator_runner.run(ChainOperator(task_id="gold", flow=flows.decided, inputs=GOLD, retries=2))
     assert (run.state, type(run.error)) == ("failed", AirflowFailException)
     assert "no API key for model provider 'openai'" in str(run.error)
@@ -330,3 +331,16 @@ def test_a_dag_with_them_is_stored_as_any_other() -> None:
     assert set(again.task_dict) == {"t", "m", "d", "w"}
     assert [link.name for link in again.task_dict["w"].operator_extra_links] == ["Temporal run"]
     assert again.task_dict["t"].template_fields == ["inputs", "key"]
+
+
+@pytest.mark.parametrize("extra", [{"provider": "oracle-at-delphi"}, {"provider": "openai"}])
+def test_a_model_that_cannot_be_asked_is_seen_before_anything_is_paid(
+    runner: OperatorRunner, token: str, extra: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    runner.connections["beluga_llm_default"] = {"conn_type": "beluga_llm", "extra": extra}
+    inputs = {"order_id": "o-1", "tier": "gold", "token": token}
+    run = runner.run(ChainOperator(task_id="t", flow=flows.paid_then_decided, inputs=inputs))
+    assert (run.state, type(run.error)) == ("failed", AirflowFailException)
+    assert "InvalidSetting: " in str(run.error)
+    assert flows.seen[token] == []

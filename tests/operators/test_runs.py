@@ -83,7 +83,7 @@ def test_an_identity_by_business_key(key: Any, is_field: bool) -> None:
     assert (found.scope, found.generation) == ("flow/7", 1)
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", "\n"])
+@pytest.mark.parametrize("value", [None, "", "  ", "\n", "None"])
 def test_an_empty_business_key_is_refused(value: Any) -> None:
     for key, inputs, is_field in [("n", {"n": value}, True), (value or " ", {}, False)]:
         with pytest.raises(InvalidInput, match="the business key of flow 'flow' is empty"):

@@ -406,7 +406,11 @@ def local_flow() -> Chain:
 @pytest.mark.parametrize(
     ("flow", "error", "says"),
     [
-        (local_flow(), FlowNotFound, "flow 'local' cannot be found by a worker: it is defined in"),
+        (
+            local_flow(),
+            FlowNotFound,
+            "flow 'local', made in 'tests.operators.test_temporal', cannot be found by a worker",
+        ),
         ("nowhere:flow", FlowNotFound, "cannot be imported in this process"),
         ({"a": 1}, InvalidSetting, "flow= is a dict, it must be a Chain or a Graph"),
     ],
@@ -426,3 +430,11 @@ def test_the_trigger_is_made_again_from_what_it_says() -> None:
     assert (module, name) == (TemporalRunTrigger.__module__, TemporalRunTrigger.__name__)
     assert TemporalRunTrigger(**arguments).serialize() == trigger.serialize()
     assert arguments == {"temporal_conn_id": "c", "workflow_id": "w", "run_id": "r"}
+
+
+async def test_a_model_that_cannot_be_asked_is_seen_before_anything_is_paid(side: Side, token: str) -> None:
+    inputs = {"order_id": "o-1", "tier": "gold", "token": token}
+    end = await side.run_to_end(operator(flows.paid_then_decided, inputs=inputs, llm_conn_id="nowhere"))
+    assert (end.state, type(end.error)) == ("failed", AirflowFailException)
+    assert "there is no connection 'nowhere'" in str(end.error)
+    assert flows.seen[token] == []

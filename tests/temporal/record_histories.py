@@ -36,7 +36,6 @@ async def main() -> None:
                 path=f"{FLOWS}:by_size",
                 batch="recorded",
                 total=5,
-                fingerprint="",
                 item_timeout=60,
                 max_in_flight=2,
                 page=3,

@@ -359,4 +359,4 @@ def wait_for_file(data: dict[str, Any], context: StepContext) -> None:
         time.sleep(0.02)
 
 
-gated = Chain("gated").add_step("wait", wait_for_file).add_step("end", write_down)
+gated = Chain("gated").add_step("wait", wait_for_file, retry=Retry(maximum_attempts=1)).add_step("end", write_down)

@@ -10,6 +10,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from beluga_airflow import Chain
 from beluga_airflow.config import Settings
 from beluga_airflow.errors import ModelRefused, ModelUnavailable
 from beluga_airflow.graph import FlowResult, Retry
@@ -32,16 +33,15 @@ def step_call(name: str, step: str, inputs: dict[str, Any], **changes: Any) -> S
         "outputs": {},
         "scope": "shop/order-7",
         "generation": 3,
+        "run": "dag/run/task/-1",
         "llm_conn_id": "our_llm",
         "state_conn_id": "our_state",
     }
     return StepCall(**given | changes)
 
 
-def item_call(index: int, path: str = f"{FLOWS}:two_steps", fingerprint: str = "1") -> ItemCall:
-    return ItemCall(
-        path=path, batch="b", index=index, fingerprint=fingerprint, generation=1, llm_conn_id=None, state_conn_id=None
-    )
+def item_call(index: int, path: str = f"{FLOWS}:two_steps") -> ItemCall:
+    return ItemCall(path=path, batch="b", index=index, generation=1, llm_conn_id=None, state_conn_id=None)
 
 
 @pytest.fixture
@@ -101,6 +101,8 @@ async def test_what_failed_leaves_with_its_judgement_and_its_wait(activities: Ac
         (ModelUnavailable("busy", retry_after=7), 1, 7, False),
         (ModelUnavailable("busy", retry_after=3600), 1, 60, False),
         (ModelRefused("the key is refused"), 1, 0.5, True),
+        # beyond the step's own attempts: workers were lost before
+        (ModelUnavailable("busy"), 7, 5, True),
     ],
 )
 async def test_a_model_that_does_not_answer(
@@ -166,7 +168,11 @@ async def test_a_lost_item_goes_on_behind_its_finished_steps(
 
 
 async def test_a_lost_item_begins_again_when_the_flow_has_changed(
-    activities: Activities, backends: OwnBackends, token: str, eventually: Callable[..., Any]
+    activities: Activities,
+    backends: OwnBackends,
+    token: str,
+    eventually: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await batch_of(backends, {"token": token})
     lost = environment()
@@ -176,8 +182,15 @@ async def test_a_lost_item_begins_again_when_the_flow_has_changed(
     await asyncio.wait([running])
     sample_flows.gates[token].set()
     sample_flows.seen[token].clear()
-    assert await environment().run(activities.item, item_call(0, fingerprint="2")) == "completed"
+    old = sample_flows.two_steps.steps
+    changed = Chain("two-steps").add_step("first", old["first"].node).add_step("between", lambda data: {"looked": True})
+    monkeypatch.setattr(sample_flows, "two_steps", changed.add_step("wait", old["wait"].node))
+
+    assert await environment().run(activities.item, item_call(0)) == "completed"
+
     assert sample_flows.seen[token] == ["first", "wait"]
+    (line,) = [line async for line in Batch(backends.store, "b").results(1, {})]
+    assert line["steps"] == {"first": "completed", "between": "completed", "wait": "completed"}
 
 
 async def test_prepare_sees_that_there_are_flow_and_items(activities: Activities, backends: OwnBackends) -> None:

@@ -33,7 +33,6 @@ async def staged(side: Side, flow: str, inputs: Iterable[dict[str, Any]], **chan
         "path": f"{FLOWS}:{flow}",
         "batch": batch.name,
         "total": total,
-        "fingerprint": "1",
         "item_timeout": 60.0,
         "max_in_flight": 10,
     }

@@ -26,11 +26,12 @@ STEP = StepCall(
     outputs={"two": {"d": 1, "c": 2}, "one": {}},
     scope="s",
     generation=0,
+    run="d/r/t/-1",
     llm_conn_id=None,
     state_conn_id="x",
 )
-BATCH = BatchCall(path="a:b", batch="n", total=7, fingerprint="f", item_timeout=1.5, max_in_flight=2, lost={"3": "why"})
-ITEM = ItemCall(path="a:b", batch="n", index=3, fingerprint="f", generation=0, llm_conn_id="l", state_conn_id=None)
+BATCH = BatchCall(path="a:b", batch="n", total=7, item_timeout=1.5, max_in_flight=2, lost={"3": "why"})
+ITEM = ItemCall(path="a:b", batch="n", index=3, generation=0, llm_conn_id="l", state_conn_id=None)
 
 
 def carried(value: Any, kind: Any = None) -> Any:

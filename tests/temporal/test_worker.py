@@ -219,7 +219,7 @@ async def test_when_a_worker_is_killed_another_finishes_its_work(
     gate.touch()
     with WorkerProcess(tmp_path, environment) as second:
         result = await side.result(run)
-        # the step that was lost ran again under the same key; what comes after it ran once
+        # the step that was lost ran again under the same key, though it has one attempt: it never failed
         wait, end = ("wait", "gated/item-1/wait"), ("end", "gated/item-1/end")
         assert _ran(log) == [wait, wait, end]
         assert _pids(log) == [first.process.pid, second.process.pid, second.process.pid]
