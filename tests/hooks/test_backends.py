@@ -75,8 +75,10 @@ async def test_everything_is_closed_and_may_be_opened_again(ready: Connections) 
     for _ in range(2):
         resources = await backends.resources(llm_conn_id=None, state_conn_id=None)
         await resources.state.set("a", 1)
-        await (await resources.model(None)).answer(ASK)
+        assert (await (await resources.model(None)).answer(ASK)).content
         await backends.close()
+        assert await resources.state.get("a") == 1, "a store opens itself again"
+        await resources.state.close()
     await backends.close()
 
 

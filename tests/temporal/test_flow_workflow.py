@@ -232,7 +232,8 @@ async def test_more_in_flight_than_the_server_takes_in_one_go_ends_with_its_reas
 
 @pytest.mark.parametrize("file", HISTORIES, ids=[file.stem for file in HISTORIES])
 async def test_runs_that_began_on_an_earlier_version_can_go_on(file: Path) -> None:
-    await _replayer().replay_workflow(_stored(file))
+    replayed = await _replayer().replay_workflow(_stored(file))
+    assert replayed.replay_failure is None
 
 
 async def test_another_order_of_steps_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
