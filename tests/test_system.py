@@ -118,6 +118,24 @@ def test_an_order_from_the_form(stack: Stack, dag: str) -> None:
     assert returned["data"]["payment_id"]
 
 
+def test_a_durable_task_links_to_its_run_on_temporal(stack: Stack) -> None:
+    run = stack.trigger("order_durable", {})
+    stack.ended("order_durable", run)
+    path = f"/dags/order_durable/dagRuns/{run}/taskInstances/process_order"
+    run_id = stack.call("GET", f"{path}/xcomEntries/run_id")["value"]
+    link = stack.call("GET", f"{path}/links")["extra_links"]["Temporal run"]
+    assert link.endswith(run_id.strip('"'))
+    assert httpx.get(link, timeout=30).is_success
+
+
+def test_airflow_has_read_all_dags_and_knows_the_connections(stack: Stack) -> None:
+    assert stack.call("GET", "/importErrors")["import_errors"] == []
+    forms = {form["connection_type"]: form for form in stack.http.get("/ui/connections/hook_meta").json()}
+    assert {"beluga_llm", "beluga_state", "temporal"} <= forms.keys()
+    assert forms["beluga_llm"]["standard_fields"]["password"]["title"] == "API key"
+    assert forms["beluga_state"]["extra_fields"]["url"]["schema"]["format"] == "password"
+
+
 def test_a_cleared_day_runs_again_and_pays_with_the_same_keys(stack: Stack) -> None:
     run = stack.trigger("order_batch", {"day": "2025-12-02"})
     first_end = stack.ended("order_batch", run)
