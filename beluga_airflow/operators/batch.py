@@ -15,7 +15,7 @@ from beluga_airflow.execute.values import to_json
 from beluga_airflow.graph import FlowResult, Identity
 from beluga_airflow.hooks.backends import AirflowBackends
 from beluga_airflow.operators.items import check_place, items_of, published
-from beluga_airflow.operators.runs import failing_for_good, generation_of, run_parts
+from beluga_airflow.operators.runs import failing_for_good, generation_of, run_name, run_parts
 from beluga_airflow.operators.temporal import TemporalOperator
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class TemporalBatchOperator(TemporalOperator):
         return str(value), Identity.of(self.flow.name, value).scope
 
     def _name(self, context: Context) -> str:
-        return "/".join(map(str, run_parts(context))) + f"@{generation_of(context)}"
+        return run_name(context) + f"@{generation_of(context)}"
 
     def _path(self, store_url: str, name: str) -> Path:
         if self.results_path:

@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import Context
 
 from beluga_airflow.graph import Outcome, Shape
-from beluga_airflow.operators.runs import generation_of, run_parts
+from beluga_airflow.operators.runs import generation_of, run_name
 from beluga_airflow.state import StateStore
 
 __all__ = ["TaskCheckpoint"]
@@ -33,7 +33,7 @@ class TaskCheckpoint:
         self._retried = context["ti"].try_number > 1
         self._steps = tuple(shape.order)
         self._prefix = f"beluga/{shape.fingerprint}@{generation_of(context)}"
-        self._place = "/".join(map(str, run_parts(context)))
+        self._place = run_name(context)
         self._store = store
         self._airflow = airflow
 

@@ -23,6 +23,7 @@ __all__ = [
     "mapping_of",
     "parsed_text",
     "push_decisions",
+    "run_name",
     "run_parts",
 ]
 
@@ -81,6 +82,11 @@ def parsed_text(text: str, what: str) -> Any:
         raise InvalidInput(f"{what} is a text that is not JSON ({error}); end the template with '| tojson'") from None
 
 
+def run_name(context: Context) -> str:
+    """The run as one text: in workflow ids, batches and records."""
+    return "/".join(map(str, run_parts(context)))
+
+
 def is_template(value: object) -> bool:
     """Whether Airflow renders this value before the task runs."""
     return not isinstance(value, str) or "{{" in value or "{%" in value
@@ -108,8 +114,7 @@ def identity_of(context: Context, flow: str, inputs: Mapping[str, Any], *, key: 
         raise InvalidInput(
             f"the business key of flow {flow!r} is empty; it must name the item, for instance an order number"
         )
-    run = "/".join(map(str, run_parts(context)))
-    return Identity.of(flow, value, generation=generation, run=run)
+    return Identity.of(flow, value, generation=generation, run=run_name(context))
 
 
 def push_decisions(context: Context, result: FlowResult) -> None:

@@ -28,7 +28,7 @@ from beluga_airflow.operators.runs import (
     is_template,
     mapping_of,
     push_decisions,
-    run_parts,
+    run_name,
 )
 from beluga_airflow.triggers.temporal import TemporalRunTrigger
 
@@ -212,7 +212,7 @@ class TemporalWorkflowOperator(TemporalOperator):
         generation = generation_of(context)
         if self.workflow_id and not generation:
             return self.workflow_id
-        name = self.workflow_id or "/".join(map(str, run_parts(context)))
+        name = self.workflow_id or run_name(context)
         return f"{name}@{generation}"
 
     async def completed(self, context: Context, run: Run, returned: Any) -> dict[str, Any]:  # noqa: ARG002  # for batches

@@ -21,6 +21,7 @@ from beluga_airflow.graph.shape import Place
 from beluga_airflow.local import run_with
 from beluga_airflow.resilience.retrying import judge
 from beluga_airflow.temporal.batch import Batch
+from beluga_airflow.temporal.batch_workflow import ITEM_RETRY
 from beluga_airflow.temporal.messages import (
     ITEM_ACTIVITY,
     MERGE_ACTIVITY,
@@ -63,8 +64,7 @@ class Activities:
         """One attempt of one step of a flow."""
         retry = Retry.from_json(call.retry)
         number = activity.info().attempt
-        last = number >= retry.maximum_attempts
-        with _failures(retry, number, last=last):
+        with _failures(retry, number):
             place = Place.from_json(call.place)
             flow = _flow(call.path, place.step)
             async with _heartbeat():
@@ -80,7 +80,7 @@ class Activities:
                     resources=resources,
                     timeout=call.timeout,
                     number=number,
-                    last=last,
+                    last=number >= retry.maximum_attempts,
                 )
             return outcome.to_json()
 
@@ -94,7 +94,7 @@ class Activities:
     @activity.defn(name=PREPARE_ACTIVITY)
     async def prepare(self, call: ItemCall) -> None:
         """See, before a batch begins, that this worker has its flow, its items, and a way to the models it asks."""
-        with _failures(Retry(), activity.info().attempt):
+        with _failures(ITEM_RETRY, activity.info().attempt):
             flow = load_flow(call.path)
             resources = await self._resources(call)
             for client in await resources.ready_for(flow):
@@ -104,7 +104,7 @@ class Activities:
     @activity.defn(name=ITEM_ACTIVITY)
     async def item(self, call: ItemCall) -> str:
         """Run the whole flow for one item and store how it ended; returns the status."""
-        with _failures(Retry(), activity.info().attempt):
+        with _failures(ITEM_RETRY, activity.info().attempt):
             async with _heartbeat():
                 resources = await self._resources(call)
                 batch = Batch(resources.state, call.batch)
@@ -140,7 +140,7 @@ def _flow(path: str, step: str) -> Flow:
 
 
 @contextmanager
-def _failures(retry: Retry, number: int, *, last: bool = False) -> Iterator[None]:
+def _failures(retry: Retry, number: int) -> Iterator[None]:
     """Errors leave an activity as Temporal wants them, with the judgement and the wait of the step's own ``Retry``."""
     try:
         yield
@@ -151,7 +151,7 @@ def _failures(retry: Retry, number: int, *, last: bool = False) -> Iterator[None
         raise ApplicationError(
             failure.message,
             type=failure.kind,
-            non_retryable=last or not failure.retryable,
+            non_retryable=number >= retry.maximum_attempts or not failure.retryable,
             next_retry_delay=timedelta(seconds=retry.delay(number, failure.retry_after)),
         ) from None
 

@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from beluga_airflow.temporal.flow_workflow import HEARTBEAT, duration, message_of
+    from beluga_airflow.graph import Retry
+    from beluga_airflow.temporal.flow_workflow import HEARTBEAT, duration, message_of, policy
     from beluga_airflow.temporal.messages import (
         BATCH_WORKFLOW,
         ITEM_ACTIVITY,
@@ -22,19 +22,15 @@ with workflow.unsafe.imports_passed_through():
         ItemCall,
     )
 
-__all__ = ["BatchWorkflow"]
+__all__ = ["ITEM_RETRY", "BatchWorkflow"]
 
 GRACE = 60.0
 """Seconds beyond an item's own timeout before the server gives it up."""
 LOST, LOST_LENGTH = 2_000, 500
 """Of how many lost items it is kept why, and in how many characters: it travels to the next run and to Airflow."""
-POLICY = RetryPolicy(
-    initial_interval=timedelta(seconds=1),
-    maximum_interval=timedelta(seconds=30),
-    # an item that takes its worker down each time must not do so for ever
-    maximum_attempts=10,
-    non_retryable_error_types=["PayloadsTooLarge"],
-)
+ITEM_RETRY = Retry(maximum_attempts=10, initial_interval=1.0, maximum_interval=30.0)
+"""Of what is around an item, the state store say; its steps have retries of their own. Bounded, as an item that takes
+its worker down each time must not do so for ever."""
 
 
 @workflow.defn(name=BATCH_WORKFLOW)
@@ -76,7 +72,7 @@ class BatchWorkflow:
             PREPARE_ACTIVITY,
             self._item(0),
             start_to_close_timeout=timedelta(seconds=60),
-            retry_policy=POLICY,
+            retry_policy=policy(ITEM_RETRY),
             activity_id="prepare",
             summary="prepare",
         )
@@ -91,7 +87,7 @@ class BatchWorkflow:
                     result_type=str,
                     start_to_close_timeout=duration(self._call.item_timeout + GRACE),
                     heartbeat_timeout=HEARTBEAT,
-                    retry_policy=POLICY,
+                    retry_policy=policy(ITEM_RETRY),
                     activity_id=f"item-{index}",
                     summary=f"item {index}",
                 )

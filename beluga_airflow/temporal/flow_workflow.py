@@ -29,7 +29,7 @@ with workflow.unsafe.imports_passed_through():
     from beluga_airflow.telemetry import FLOW_SPAN, finish_flow_span, flow_attributes
     from beluga_airflow.temporal.messages import FLOW_WORKFLOW, MERGE_ACTIVITY, STEP_ACTIVITY, FlowCall, StepCall
 
-__all__ = ["FLOW_FAILED", "HEARTBEAT", "FlowWorkflow", "duration", "message_of"]
+__all__ = ["FLOW_FAILED", "HEARTBEAT", "FlowWorkflow", "duration", "message_of", "policy"]
 
 FLOW_FAILED = "FlowFailed"
 """Type of the error with which a flow's workflow fails; its details hold the ``FlowResult``."""
@@ -121,7 +121,7 @@ class FlowWorkflow:
             result_type=dict[str, Any],
             start_to_close_timeout=duration(shape.timeout + GRACE),
             heartbeat_timeout=HEARTBEAT,
-            retry_policy=_policy(shape.retry),
+            retry_policy=policy(shape.retry),
             # a replay compares it: by their order alone one step would pass for another
             activity_id=step,
             summary=step,
@@ -134,7 +134,7 @@ class FlowWorkflow:
             self._call_of(step),
             result_type=dict[str, Any],
             start_to_close_timeout=timedelta(seconds=60),
-            retry_policy=_policy(Retry()),
+            retry_policy=policy(self._shape.by_name[step].retry or Retry()),
             activity_id="result",  # no step may have this name
             summary="result",
         )
@@ -166,7 +166,8 @@ LOST_WORKERS = 5
 """How many workers a step may lose, beyond its attempts, before it is held to be what kills them."""
 
 
-def _policy(retry: Retry) -> RetryPolicy:
+def policy(retry: Retry) -> RetryPolicy:
+    """A retry as the server takes it, with room for workers that are lost."""
     # the server refuses a first wait of nothing, and one above the longest
     longest = max(seconds(retry.maximum_interval), 0.001)
     first = min(max(seconds(retry.initial_interval), 0.001), longest)

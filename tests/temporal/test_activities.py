@@ -12,7 +12,7 @@ from temporalio.testing import ActivityEnvironment
 
 from beluga_airflow import Chain
 from beluga_airflow.config import Settings
-from beluga_airflow.errors import ModelRefused, ModelUnavailable
+from beluga_airflow.errors import ModelRefused, ModelUnavailable, StateUnavailable
 from beluga_airflow.graph import FlowResult, Retry
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.temporal.activities import Activities
@@ -204,3 +204,21 @@ async def test_prepare_sees_that_there_are_flow_and_items(activities: Activities
     with pytest.raises(ApplicationError, match=r"^FlowNotFound: .*has nothing of that name") as caught:
         await environment().run(activities.prepare, item_call(0, f"{FLOWS}:gone"))
     assert caught.value.non_retryable
+
+
+async def test_a_store_that_is_away_is_waited_for_longer_than_a_step_would(
+    activities: Activities, backends: OwnBackends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any) -> Any:
+        raise StateUnavailable("the disk is full")
+
+    monkeypatch.setattr(backends.store, "get", away)
+    waits = []
+    for attempt in range(1, 11):
+        with pytest.raises(ApplicationError, match="StateUnavailable: the disk is full") as caught:
+            await environment(attempt=attempt).run(activities.item, item_call(0))
+        assert caught.value.next_retry_delay is not None
+        waits.append(caught.value.next_retry_delay.total_seconds())
+        assert caught.value.non_retryable is (attempt == 10)
+    assert waits[:6] == [1, 2, 4, 8, 16, 30]
+    assert sum(waits) > 120
