@@ -93,7 +93,7 @@ def _state() -> dict[str, Any]:
         "conn-fields": {
             "url": {
                 "label": "URL",
-                "description": "sqlite:////path/to/state.db, memory://",
+                "description": "sqlite:////path/to/state.db, redis://host:6379/0, postgresql://user:password@host/database",
                 # it may come to hold a password
                 "schema": {"type": ["string", "null"], "format": "password"},
             },

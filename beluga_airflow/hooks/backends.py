@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from beluga_airflow.execute import Resources
+from airflow.sdk.exceptions import AirflowTaskTerminated, AirflowTaskTimeout
+
 from beluga_airflow.hooks.llm import LLMHook
 from beluga_airflow.hooks.state import StateHook
-from beluga_airflow.llm.client import ModelClient
-from beluga_airflow.state import StateStore
 
-__all__ = ["AirflowBackends"]
+if TYPE_CHECKING:
+    from beluga_airflow.execute import Resources
+    from beluga_airflow.llm.client import ModelClient
+    from beluga_airflow.state import StateStore
+
+__all__ = ["INTERRUPTS", "AirflowBackends"]
+
+INTERRUPTS = (AirflowTaskTerminated, AirflowTaskTimeout)
+"""What Airflow raises in a task's process, wherever its code may be, to end the task."""
 
 
 class AirflowBackends:
@@ -34,12 +41,14 @@ class AirflowBackends:
         Raises:
             InvalidSetting: the state connection cannot be used.
         """
+        from beluga_airflow.execute import Resources
+
         default_model = llm_conn_id or LLMHook.default_conn_name
 
         async def model(conn_id: str | None) -> ModelClient:
             return await self._model(conn_id or default_model)
 
-        return Resources(state=await self.store(state_conn_id), model=model)
+        return Resources(state=await self.store(state_conn_id), model=model, interrupts=INTERRUPTS)
 
     async def store(self, state_conn_id: str | None) -> StateStore:
         """The state store behind a connection; None: the default one.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
 
-from beluga_airflow.config import Settings
 from beluga_airflow.errors import BelugaError, InvalidSetting
 from beluga_airflow.hooks.connections import bounded_number, find_connection, text
-from beluga_airflow.llm.client import Endpoint, ModelClient, ModelRequest, OpenAIClient
-from beluga_airflow.llm.presets import preset
+
+if TYPE_CHECKING:
+    from beluga_airflow.config import Settings
+    from beluga_airflow.llm.client import Endpoint, ModelClient
 
 __all__ = ["LLMHook"]
 
@@ -33,6 +35,8 @@ class LLMHook(BaseHook):
     hook_name = "Beluga LLM"
 
     def __init__(self, llm_conn_id: str = default_conn_name, *, settings: Settings | None = None) -> None:
+        from beluga_airflow.config import Settings
+
         super().__init__()
         self.llm_conn_id = llm_conn_id
         self._settings = settings or Settings()
@@ -43,6 +47,10 @@ class LLMHook(BaseHook):
         Raises:
             InvalidSetting: the connection is missing, or something in it cannot be used.
         """
+        # what talks to a model, which no DAG file needs when it is parsed
+        from beluga_airflow.llm.client import Endpoint
+        from beluga_airflow.llm.presets import preset
+
         defaults = self._settings.llm
         connection = await find_connection(
             self.llm_conn_id, default=self.default_conn_name, conn_types=(self.conn_type,)
@@ -73,6 +81,8 @@ class LLMHook(BaseHook):
         Raises:
             InvalidSetting: the connection cannot be used, or there is no key.
         """
+        from beluga_airflow.llm.client import OpenAIClient
+
         return OpenAIClient(await self.endpoint())
 
     def test_connection(self) -> tuple[bool, str]:
@@ -80,6 +90,8 @@ class LLMHook(BaseHook):
         return asyncio.run(self._test())
 
     async def _test(self) -> tuple[bool, str]:
+        from beluga_airflow.llm.client import ModelRequest, OpenAIClient
+
         try:
             endpoint = await self.endpoint()
             client = OpenAIClient(endpoint)

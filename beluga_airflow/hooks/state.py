@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
-from airflow.sdk import BaseHook
+from airflow.sdk import BaseHook, Connection
 
-from beluga_airflow.errors import BelugaError
-from beluga_airflow.hooks.connections import find_connection, text
-from beluga_airflow.state import StateStore, open_store
+from beluga_airflow.errors import BelugaError, InvalidSetting
+from beluga_airflow.hooks.connections import find_connection, flag, text
+
+if TYPE_CHECKING:
+    from beluga_airflow.state import StateStore
 
 __all__ = ["StateHook"]
+
+REDIS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_keyfile", "ssl_certfile", "ssl_check_hostname")
+POSTGRES_OPTIONS = (
+    *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"),
+    *("application_name", "connect_timeout", "options", "target_session_attrs"),
+)
+"""Of a connection's extra: what the clients take of it."""
 
 
 class StateHook(BaseHook):
@@ -23,7 +34,8 @@ class StateHook(BaseHook):
     shared by the processes of this machine.
 
     Args:
-        state_conn_id: a connection of type ``beluga_state`` with the store's ``url`` in its fields.
+        state_conn_id: a connection of type ``beluga_state`` with the store's ``url`` in its fields, or one of Airflow's
+            own types ``redis``, ``postgres`` or ``sqlite``.
     """
 
     conn_name_attr = "state_conn_id"
@@ -41,11 +53,15 @@ class StateHook(BaseHook):
         Raises:
             InvalidSetting: the connection is missing, or no backend serves its URL.
         """
+        from beluga_airflow.state import open_store
+
         connection = await find_connection(
-            self.state_conn_id, default=self.default_conn_name, conn_types=(self.conn_type,)
+            self.state_conn_id, default=self.default_conn_name, conn_types=(self.conn_type, *URLS)
         )
-        url = None if connection is None else text(connection, "url")
-        return open_store(url or default_url())
+        if connection is None:
+            return open_store(default_url())
+        make = URLS.get(connection.conn_type or "")
+        return open_store(make(connection) if make else text(connection, "url") or default_url())
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of ``key``, from a plain ``@task``.
@@ -96,6 +112,38 @@ class StateHook(BaseHook):
             return True, asyncio.run(test())
         except BelugaError as error:
             return False, str(error)
+
+
+def _redis_url(connection: Connection) -> str:
+    scheme = "rediss" if flag(connection, "ssl", False) else "redis"
+    options = {name: text(connection, name) for name in REDIS_OPTIONS}
+    return _joined(scheme, connection, 6379, text(connection, "db") or "0", options)
+
+
+def _postgres_url(connection: Connection) -> str:
+    options = {name: text(connection, name) for name in POSTGRES_OPTIONS}
+    return _joined("postgresql", connection, 5432, connection.schema or "postgres", options)
+
+
+def _sqlite_url(connection: Connection) -> str:
+    if not connection.host:
+        raise InvalidSetting(
+            f"connection {connection.conn_id!r} of type 'sqlite' names no file; write its path as host"
+        )
+    return f"sqlite:///{connection.host}"
+
+
+URLS = {"redis": _redis_url, "postgres": _postgres_url, "sqlite": _sqlite_url}
+"""How the parts of Airflow's own connections make a URL, by connection type."""
+
+
+def _joined(scheme: str, connection: Connection, port: int, path: str, options: Mapping[str, str | None]) -> str:
+    login, password = (quote(part or "", safe="") for part in (connection.login, connection.password))
+    user = f"{login}:{password}@" if login or password else ""
+    host = connection.host or "localhost"
+    where = f"[{host}]" if ":" in host else host
+    query = urlencode({name: value for name, value in options.items() if value is not None}, quote_via=quote)
+    return f"{scheme}://{user}{where}:{connection.port or port}/{quote(path, safe='')}{'?' if query else ''}{query}"
 
 
 def default_url() -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
 
-from beluga_airflow.config import Settings
 from beluga_airflow.errors import BelugaError
 from beluga_airflow.hooks.connections import find_connection, flag, text
 
 if TYPE_CHECKING:
     from temporalio.client import Client
 
+    from beluga_airflow.config import Settings
     from beluga_airflow.temporal.client import Target
 
 __all__ = ["TemporalHook"]
@@ -37,6 +37,8 @@ class TemporalHook(BaseHook):
     hook_name = "Temporal"
 
     def __init__(self, temporal_conn_id: str = default_conn_name, *, settings: Settings | None = None) -> None:
+        from beluga_airflow.config import Settings
+
         super().__init__()
         self.temporal_conn_id = temporal_conn_id
         self._settings = (settings or Settings()).workflow.temporal

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, BaseHook, task
 
+from beluga_airflow import state as state_room
 from beluga_airflow.errors import InvalidSetting, StateError, StateUnavailable
 from beluga_airflow.hooks.state import StateHook, default_url
 from beluga_airflow.testing import OperatorRunner
@@ -113,3 +114,57 @@ def test_the_connection_is_tested(connections: Connections, tmp_path: Path, hush
     assert told.startswith(f"the state store sqlite:///{tmp_path / 'state.db'} takes and gives back values")
     assert hook.get("beluga/connection-test") is None, "the test leaves nothing behind"
     hush(told, hook)
+
+
+# Airflow's own connections
+
+
+@pytest.mark.parametrize(
+    ("connection", "shown", "whole"),
+    [
+        (
+            {"conn_type": "redis", "host": "cache", "password": "p@/:?#", "extra": {"db": 3}},
+            "redis://cache:6379/3",
+            "redis://:p%40%2F%3A%3F%23@cache:6379/3",
+        ),
+        (
+            {
+                "conn_type": "redis",
+                "host": "cache",
+                "port": 6380,
+                "extra": {"ssl": True, "ssl_ca_certs": "/etc/ca.pem"},
+            },
+            "rediss://cache:6380/0",
+            "rediss://cache:6380/0?ssl_ca_certs=%2Fetc%2Fca.pem",
+        ),
+        (
+            {
+                "conn_type": "postgres",
+                "host": "db",
+                "login": "a da",
+                "password": "p@",
+                "schema": "shop",
+                "extra": {"sslmode": "require", "cursor": "dictcursor"},
+            },
+            "postgresql://db:5432/shop",
+            "postgresql://a%20da:p%40@db:5432/shop?sslmode=require",
+        ),
+        ({"conn_type": "postgres"}, "postgresql://localhost:5432/postgres", "postgresql://localhost:5432/postgres"),
+        ({"conn_type": "sqlite", "host": "/var/lib/x.db"}, "sqlite:////var/lib/x.db", "sqlite:////var/lib/x.db"),
+    ],
+)
+async def test_airflows_own_connections_are_taken(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any], shown: str, whole: str
+) -> None:
+    connections["own"] = connection
+    assert await url_of("own") == shown
+    opened: list[str] = []
+    monkeypatch.setattr(state_room, "open_store", opened.append)
+    await StateHook("own").store()
+    assert opened == [whole]
+
+
+async def test_a_sqlite_connection_without_a_file_is_refused(connections: Connections) -> None:
+    connections["own"] = {"conn_type": "sqlite"}
+    with pytest.raises(InvalidSetting, match="connection 'own' of type 'sqlite' names no file; write its path as host"):
+        await StateHook("own").store()

@@ -1,23 +1,23 @@
-"""What every state store must do; a new backend joins the list below."""
+"""What every state store must do; a new backend joins the list of backends.py."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beluga_airflow.errors import StateError
-from beluga_airflow.state import StateStore, Versioned, open_store
+from beluga_airflow.errors import HistoryLost, StateError
+from beluga_airflow.state import Change, StateStore, Versioned, watching
+from tests.state.backends import Place
 
 DEADLINE = 30
-BACKENDS = ["memory", "sqlite"]
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -26,9 +26,9 @@ json_values = st.recursive(
 )
 
 
-@pytest.fixture(params=BACKENDS)
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StateStore]:
-    store = open_store({"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/state.db"}[request.param])
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[StateStore]:
+    store = place.opened()
     async with asyncio.timeout(DEADLINE):
         yield store
         await store.close()
@@ -73,10 +73,9 @@ async def test_a_value_that_is_nothing_much_is_a_value(store: StateStore, value:
 
 @given(value=json_values)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_any_json_comes_back_as_it_was(backend: str, value: Any, tmp_path: Path) -> None:
+def test_any_json_comes_back_as_it_was(place: Place, value: Any) -> None:
     async def there_and_back() -> Any:
-        store = open_store({"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/state.db"}[backend])
+        store = place.opened()
         await store.set("k", value)
         try:
             return await store.get("k")
@@ -298,3 +297,192 @@ async def test_calls_on_their_way_are_ended_before_the_store_is_closed(store: St
     await asyncio.gather(*writes, more)
 
     assert len({write.result() for write in writes} | {more.result()}) == 1_201
+
+
+# time to live
+
+
+async def test_a_key_whose_time_is_up_is_gone_for_everybody(store: StateStore) -> None:
+    await store.set("stays", 1)
+    await store.set("goes", 1, ttl=0.2)
+    assert await store.get("goes") == 1
+    await asyncio.sleep(0.25)
+
+    assert await store.get("goes", "gone") == "gone"
+    assert await store.get_versioned("goes") is None
+    assert await listed(store, "") == ["stays"]
+    assert await store.delete("goes") is False
+    assert await store.compare_and_swap("goes", 2, version=None) is not None
+    assert await store.get("goes") == 2
+
+
+async def test_setting_a_key_again_sets_its_time_again(store: StateStore) -> None:
+    first = await store.set("lease", "a", ttl=0.2)
+    held = await store.compare_and_swap("lease", "a", version=first, ttl=30)
+    await store.set("short", 1, ttl=0.2)
+    await store.set("short", 2)
+    await asyncio.sleep(0.25)
+
+    assert held is not None
+    assert await store.get("lease") == "a"
+    assert await store.get("short") == 2
+
+
+async def test_a_lease_whose_holder_is_gone_is_taken_once(store: StateStore) -> None:
+    await store.set("lease", "the dead", ttl=0.1)
+    await asyncio.sleep(0.15)
+
+    taken = await asyncio.gather(*(store.compare_and_swap("lease", n, version=None, ttl=30) for n in range(20)))
+
+    assert len([version for version in taken if version is not None]) == 1
+
+
+# watching
+
+
+async def seen(watch: AsyncGenerator[Change], count: int) -> list[tuple[str, Any]]:
+    """The next changes, as key and value; a key that is gone has no value."""
+    return [(change.key, ... if change.is_gone else change.value) for change in await following(watch, count)]
+
+
+async def following(watch: AsyncGenerator[Change], count: int) -> list[Change]:
+    return [await anext(watch) for _ in range(count)]
+
+
+async def test_a_watch_tells_what_is_there_and_then_every_change(store: StateStore) -> None:
+    await store.set("k", 1)
+    await store.set("other", 1)
+    async with aclosing(store.watch("k")) as watch:
+        assert await seen(watch, 1) == [("k", 1)]
+        await store.set("k", 2)
+        await store.set("other", 2)
+        await store.set("k", None)
+        await store.delete("k")
+        await store.delete("k")
+        await store.set("k", 3)
+        assert await seen(watch, 4) == [("k", 2), ("k", None), ("k", ...), ("k", 3)]
+
+
+async def test_a_watch_of_what_is_not_there_says_so(store: StateStore) -> None:
+    await store.set("other", 1)
+    async with aclosing(store.watch("k")) as watch:
+        assert await seen(watch, 1) == [("k", ...)]
+        await store.set("k", 1)
+        assert await seen(watch, 1) == [("k", 1)]
+
+
+async def test_a_watch_of_a_prefix_tells_of_all_its_keys(store: StateStore) -> None:
+    for key in ("a/2", "a/1", "b/1", "a"):
+        await store.set(key, key)
+    async with aclosing(store.watch("a/", prefix=True)) as watch:
+        assert await seen(watch, 2) == [("a/2", "a/2"), ("a/1", "a/1")]
+        await store.delete("a/2")
+        await store.set("b/1", 2)
+        await store.set("a/3", 3)
+        assert await seen(watch, 2) == [("a/2", ...), ("a/3", 3)]
+
+
+async def test_a_watch_goes_on_where_it_was_left(store: StateStore) -> None:
+    versions = [await store.set("k", number) for number in range(5)]
+    await store.delete("k")
+    async with aclosing(store.watch("k", after=versions[2])) as watch:
+        assert await seen(watch, 3) == [("k", 3), ("k", 4), ("k", ...)]
+        await store.set("k", 5)
+        assert await seen(watch, 1) == [("k", 5)]
+
+
+async def test_wherever_a_watch_is_left_it_goes_on_without_a_gap(store: StateStore) -> None:
+    for number in range(30):
+        await store.set(f"k/{number % 7}", number)
+    async with aclosing(store.watch("k/", prefix=True)) as watch:
+        begun = await following(watch, 7)
+    for number in range(30, 60):
+        await store.set(f"k/{number % 7}", number)
+    for left_at in range(1, 8):
+        last = {change.key: change.value for change in begun[:left_at]}
+        async with aclosing(store.watch("k/", prefix=True, after=begun[left_at - 1].version)) as watch:
+            async for change in watch:
+                last[change.key] = change.value
+                if change.value == 59:
+                    break
+        assert last == {f"k/{number % 7}": number for number in range(53, 60)}
+
+
+async def test_a_slow_reader_slows_nobody_and_loses_nothing(store: StateStore) -> None:
+    count = 2_500
+    async with aclosing(store.watch("k/", prefix=True)) as slow, aclosing(store.watch("k/", prefix=True)) as quick:
+        first = asyncio.ensure_future(anext(slow)), asyncio.ensure_future(seen(quick, count))
+        await asyncio.sleep(0.1)
+        for number in range(count):
+            await store.set(f"k/{number % 3}", number)
+        assert [value for _, value in await first[1]] == list(range(count))
+        rest = await seen(slow, count - 1)
+        assert [(await first[0]).value, *(value for _, value in rest)] == list(range(count))
+
+
+async def test_who_watches_hears_of_a_time_that_is_up(store: StateStore) -> None:
+    await store.set("k", 1, ttl=0.3)
+    async with aclosing(store.watch("k")) as watch:
+        assert await seen(watch, 1) == [("k", 1)]
+        assert await seen(watch, 1) == [("k", ...)]
+        await store.set("k", 2, ttl=0.1)
+        await asyncio.sleep(0.15)
+        await store.set("k", 3)
+        assert await seen(watch, 3) == [("k", 2), ("k", ...), ("k", 3)]
+
+
+async def test_versions_have_no_gaps(store: StateStore) -> None:
+    first = await store.set("k", 0)
+    await asyncio.gather(*(store.set(f"k/{number}", number) for number in range(200)))
+    await store.delete("nothing")
+    await store.delete("k")
+    async with aclosing(store.watch("", prefix=True, after=first)) as watch:
+        changes = await following(watch, 201)
+    assert [change.version for change in changes] == list(range(first + 1, first + 202))
+
+
+async def test_many_watch_and_each_sees_all(store: StateStore) -> None:
+    watches = [store.watch("k/", prefix=True) for _ in range(20)]
+    tasks = [asyncio.ensure_future(seen(watch, 300)) for watch in watches]
+    await asyncio.sleep(0.1)
+    await asyncio.gather(*(store.set(f"k/{number}", number) for number in range(300)))
+    results = await asyncio.gather(*tasks)
+    assert len(results[0]) == 300
+    assert all(result == results[0] for result in results)
+    for watch in watches:
+        await watch.aclose()
+
+
+async def test_a_history_that_is_gone_is_said(place: Place) -> None:
+    short = place.opened(history=50)
+    versions = [await short.set("k", number) for number in range(1_100)]
+    while True:
+        # the history is pruned now and then
+        versions.append(await short.set("k", len(versions)))
+        if versions[-1] % 1_000 == 0:
+            break
+    with pytest.raises(HistoryLost, match="watch without after=") as caught:
+        await anext(short.watch("k", after=versions[0]))
+    assert caught.value.after == versions[0]
+    assert versions[0] + 1 < caught.value.kept_from <= versions[-1]
+    async with aclosing(short.watch("k", after=caught.value.kept_from - 1)) as watch:
+        assert (await anext(watch)).version == caught.value.kept_from
+    async with aclosing(short.watch("k")) as watch:
+        assert await seen(watch, 1) == [("k", len(versions) - 1)]
+    await short.close()
+
+
+async def test_a_reader_keeps_no_more_than_it_may(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "WINDOW_SIZE", 1_000)
+    first = await store.set("k", "first")
+    async with aclosing(store.watch("k", after=first)) as slow, aclosing(store.watch("k", after=first)) as quick:
+        task = asyncio.ensure_future(following(quick, 30))
+        slow_first = asyncio.ensure_future(anext(slow))
+        await asyncio.sleep(0.1)
+        for number in range(30):
+            await store.set("k", f"{number}" * 100)
+        seen_by_quick = await task
+        (reader,) = store._readers.values()  # type: ignore[attr-defined]
+        assert sum(change.size for change in reader._window) <= 1_000
+        # who is behind what it keeps reads for himself
+        assert [await slow_first, *await following(slow, 29)] == seen_by_quick
