@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from textwrap import shorten
 from typing import Any, Final, Literal
 
 __all__ = ["UNSET", "Decision"]
@@ -60,6 +62,14 @@ class Decision:
     max_tokens: int = 500
     model: str | None = None
     llm_conn_id: str | None = None
+
+    def __repr__(self) -> str:
+        told = [repr(shorten(str(self.question), 100, placeholder=" ..."))]
+        for part in dataclasses.fields(self)[1:]:
+            value = getattr(self, part.name)
+            if value is not part.default and value != part.default:
+                told.append(f"{part.name}={reprlib.repr(value)}")
+        return f"Decision({', '.join(told)})"
 
     @property
     def labels(self) -> tuple[str, ...]:

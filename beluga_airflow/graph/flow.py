@@ -3,60 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from functools import cached_property
+from textwrap import shorten
 from typing import Any, Self, TypeVar
 
 from beluga_airflow.errors import InvalidFlow
 from beluga_airflow.graph.decision import Decision
-from beluga_airflow.graph.retry import Retry, seconds
-from beluga_airflow.graph.shape import Edge, Join, Kind, Shape, StepShape
+from beluga_airflow.graph.parts import Definition, Link, Reducer, Step, When, told
+from beluga_airflow.graph.retry import Retry, is_duration, seconds
+from beluga_airflow.graph.shape import Join, Kind, Shape
 
-__all__ = ["Chain", "Flow", "Graph", "Link", "Step", "When"]
+__all__ = ["Chain", "Flow", "Graph"]
 
-When = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
-Reducer = Callable[[Any, Any], Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One node of a flow as its author gave it. ``timeout`` is in seconds."""
-
-    name: str
-    node: Any
-    timeout: float | None = None
-    retry: Retry | None = None
-    join: Join = "all"
-    provides: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """One edge of a flow as its author gave it."""
-
-    source: str
-    target: str
-    when: When | None = None
-
-    def taken(self, output: dict[str, Any]) -> bool:
-        """Whether this edge is taken after its source step returned ``output``."""
-        if self.when is None:
-            return True
-        if callable(self.when):
-            return bool(self.when(output))
-        return all(key in output and output[key] == value for key, value in self.when.items())
-
-    @property
-    def text(self) -> str | None:
-        """The condition, for a reader."""
-        if self.when is None:
-            return None
-        if callable(self.when):
-            return getattr(self.when, "__name__", "predicate")
-        return ", ".join(f"{key}={value!r}" for key, value in self.when.items())
 
 
 class Flow:
@@ -83,18 +43,18 @@ class Flow:
         inputs: Sequence[str] | None = None,
         reducers: Mapping[str, Reducer] | None = None,
     ) -> None:
-        self.name = name
-        self.timeout = None if timeout is None else seconds(timeout)
+        self.name = _plain(name)
+        self.timeout = _seconds(timeout)
         self.retry = retry
         self.inputs = _names(inputs)
-        self.reducers = dict(reducers or {})
+        self.reducers: Mapping[str, Reducer] = _copied(reducers)
         self.parallel: bool | None = None
         self.max_workers: int | None = None
         self.entry: tuple[str, ...] | None = None
         self.finish: tuple[str, ...] | None = None
         self._steps: list[Step] = []
         self._links: list[Link] = []
-        self._shape: Shape | None = None
+        self._checked: tuple[Shape, Definition] | None = None
         self._module = _module_of_caller()
 
     @property
@@ -113,7 +73,7 @@ class Flow:
         return self._module
 
     def check(self) -> Shape:
-        """Check the flow whole and freeze it.
+        """Check the flow whole and freeze it, and the flows inside it.
 
         Returns:
             its shape; the same object every time.
@@ -121,67 +81,53 @@ class Flow:
         Raises:
             InvalidFlow: the flow cannot mean anything; the message lists every fault.
         """
-        if self._shape is None:
+        if self._checked is None:
             # imported here because the checker reads this module's classes
             from beluga_airflow.graph.check import checked
 
-            self._shape = checked(self)
-        return self._shape
+            self._checked = checked(self)
+        return self._checked[0]
 
-    @cached_property
+    @property
+    def flat(self) -> Definition:
+        """The definition of the checked flow, with the flows inside it laid flat."""
+        if self._checked is None:
+            self.check()
+            assert self._checked is not None, "checked"
+        return self._checked[1]
+
+    @property
     def steps(self) -> dict[str, Step]:
-        """The steps of the checked flow by name."""
-        self.check()
-        return {step.name: step for step in self._steps}
+        """The steps of the checked flow by path, those of nested flows too."""
+        return self.flat.by_name
 
-    @cached_property
-    def links_from(self) -> dict[str, list[Link]]:
-        """The outgoing edges of each step of the checked flow."""
-        found: dict[str, list[Link]] = {name: [] for name in self.steps}
-        for link in self._links:
-            found[link.source].append(link)
-        return found
+    def to_mermaid(self) -> str:
+        """The checked flow as a Mermaid flowchart, for a README or a notebook."""
+        from beluga_airflow.graph.picture import mermaid
+
+        return mermaid(self.check())
 
     def _change(self, what: str) -> None:
-        if self._shape is not None:
+        if self._checked is not None:
             raise InvalidFlow(
                 f"flow {self.name!r} is in use and cannot be changed any more ({what}); "
                 "finish its definition before it is handed to an operator or run"
             )
 
     def _add(self, step: Step) -> None:
-        self._change(f"adding step {step.name!r}")
+        self._change(f"adding step {told(step.name)}")
         self._steps.append(step)
-
-    def to_shape(self, order: Iterable[str]) -> Shape:
-        """The shape of this flow with its steps in ``order``. Use ``check``, which calls this."""
-        steps = {step.name: step for step in self._steps}
-        return Shape(
-            flow=self.name,
-            kind=self.kind,
-            steps=tuple(
-                StepShape(
-                    name=name,
-                    kind="decision" if isinstance(steps[name].node, Decision) else "function",
-                    join=steps[name].join,
-                    timeout=steps[name].timeout,
-                    retry=steps[name].retry or self.retry,
-                )
-                for name in order
-            ),
-            edges=tuple(Edge(source=link.source, target=link.target, when=link.text) for link in self._links),
-            parallel=self.parallel,
-            max_workers=self.max_workers,
-            timeout=self.timeout,
-        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Airflow copies operators; a flow that an operator has is frozen, and its identity finds its import path
-        return self if self._shape is not None else _copy(self, memo)
+        return self if self._checked is not None else _copy(self, memo)
 
     def __repr__(self) -> str:
-        names = [step.name for step in self._steps]
-        return f"{type(self).__name__}({self.name!r}, steps={names})"
+        in_line = isinstance(self, Chain)
+        steps = (" -> " if in_line else ", ").join(str(step.name) for step in self._steps) or "no steps"
+        edges = "" if in_line else ", ".join(f"{link.source} -> {link.target}" for link in self._links) or "no edges"
+        told = "; ".join(shorten(part, 200, placeholder=" ...") for part in (steps, edges) if part)
+        return f"{type(self).__name__}({self.name!r}: {told})"
 
 
 class Chain(Flow):
@@ -197,19 +143,24 @@ class Chain(Flow):
         timeout: float | timedelta | None = None,
         retry: Retry | None = None,
         provides: Sequence[str] | None = None,
+        compensate: Any = None,
     ) -> Self:
         """Add the next step.
 
         Args:
             name: unique in the flow.
-            step: a function of the data, an object with ``execute(inputs)``, or a ``Decision``; sync or async; it may
-                have a parameter ``context`` for the ``StepContext``.
-            timeout: seconds or a timedelta for one attempt; 60 s when left out.
+            step: a function of the data, an object with ``execute(inputs)``, a ``Decision``, or another flow, whose
+                steps are then called ``name.step``; functions may be sync or async, and may have a parameter
+                ``context`` for the ``StepContext``.
+            timeout: seconds or a timedelta for one attempt, 60 s when left out; for a flow, the whole of it.
             retry: instead of the flow's.
-            provides: the keys that the step returns, for the check of what decisions read.
+            provides: the keys that the step returns, for the check of what decisions read. Of a flow it is needed only
+                where its own steps do not say.
+            compensate: undoes the finished step when the flow fails for good or is cancelled: a function of the data
+                as it was after the step. It has an idempotency key of its own, and the step's timeout and retry.
         """
         before = self._steps[-1].name if self._steps else None
-        self._add(_step(name, step, timeout, retry, "all", provides))
+        self._add(_step(name, step, timeout, retry, "all", provides, compensate))
         if before is not None:
             self._links.append(Link(source=before, target=name))
         return self
@@ -250,9 +201,10 @@ class Graph(Flow):
         retry: Retry | None = None,
         join: Join = "all",
         provides: Sequence[str] | None = None,
+        compensate: Any = None,
     ) -> Self:
         """Add a step; ``join="any"`` runs it when one incoming edge is taken. The rest as ``Chain.add_step``."""
-        self._add(_step(name, node, timeout, retry, join, provides))
+        self._add(_step(name, node, timeout, retry, join, provides, compensate))
         return self
 
     def add_edge(self, source: str, target: str, *, when: When | None = None) -> Self:
@@ -263,8 +215,8 @@ class Graph(Flow):
             target: another step.
             when: the edge is taken only if the source step's output has these values, or this predicate holds of it.
         """
-        self._change(f"adding edge {source!r} -> {target!r}")
-        self._links.append(Link(source=source, target=target, when=when))
+        self._change(f"adding edge {told(source)} -> {told(target)}")
+        self._links.append(Link(source=_plain(source), target=_plain(target), when=when))
         return self
 
     def set_entry_point(self, names: str | Iterable[str]) -> Self:
@@ -287,23 +239,45 @@ def _step(
     retry: Retry | None,
     join: Join,
     provides: Sequence[str] | None,
+    compensate: Any,
 ) -> Step:
+    name = _plain(name)
     if isinstance(node, Decision):
         node = node.named(name)
         provides = (str(node.output_key),)
     return Step(
         name=name,
         node=node,
-        timeout=None if timeout is None else seconds(timeout),
+        timeout=_seconds(timeout),
         retry=retry,
         join=join,
         provides=_names(provides),
+        compensate=compensate,
     )
 
 
+# What is of no use at all is kept as it is, for the check to refuse it by name.
+
+
 def _names(names: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
     # a text is one name: the comma of a tuple of one is easily forgotten
-    return (names,) if isinstance(names, str) else None if names is None else tuple(names)
+    several = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
+    return tuple(_plain(name) for name in several)
+
+
+def _plain(name: str) -> str:
+    # a subclass may print as something else: an Enum's text as the name of its member
+    return "".join(name) if isinstance(name, str) else name
+
+
+def _seconds(timeout: float | timedelta | None) -> float | None:
+    return seconds(timeout) if timeout is not None and is_duration(timeout) else timeout  # type: ignore[return-value]
+
+
+def _copied(reducers: Mapping[str, Reducer] | None) -> Mapping[str, Reducer]:
+    return {} if reducers is None else dict(reducers) if isinstance(reducers, Mapping) else reducers
 
 
 def _copy(flow: T, memo: dict[int, Any]) -> T:

@@ -25,7 +25,7 @@ def load_flow(path: str) -> Flow:
         module = importlib.import_module(module_name)
     except BelugaError:
         raise
-    except Exception as error:  # a module's code may raise anything
+    except (Exception, SystemExit) as error:  # a module's code may raise anything
         raise FlowNotFound(
             f"flow {path!r} cannot be imported in this process: {type(error).__name__}: {error}; mend or install its "
             "package here, or put its folder on the Python path (a worker: --import)"

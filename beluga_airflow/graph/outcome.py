@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from textwrap import shorten
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +14,21 @@ __all__ = ["FlowResult", "Identity", "Outcome", "StepContext", "Stop"]
 
 KEY_LENGTH = 200
 """Characters an idempotency key may have: payment services accept 255 and more."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxstring = 2, 5, 50
+
+
+def _short(record: Any) -> str:
+    """A dataclass with those of its fields that say something, and no more of large data than can be read."""
+    told = []
+    for part in fields(record):
+        value = getattr(record, part.name)
+        text = repr(shorten(value, 300, placeholder=" ...")) if isinstance(value, str) else _SHORT.repr(value)
+        is_required = part.default is MISSING and part.default_factory is MISSING
+        if is_required or text not in ("None", "{}", "()"):
+            told.append(f"{part.name}={text}")
+    return f"{type(record).__name__}({', '.join(told)})"
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,9 @@ class Stop:
     status: str
     data: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return _short(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
@@ -38,7 +58,7 @@ class StepContext:
         idempotency_key: the same for every attempt, retry, replay and clear of this step of this run (with a
             business key: of this item, whoever runs it). Give it to whoever takes money.
         attempt: 1 for the first attempt.
-        generation: 0, and one more for each time a user cleared the task.
+        generation: 0, and one more for each time a user cleared the task, and for a run again from one step.
     """
 
     flow: str
@@ -95,6 +115,7 @@ class Outcome:
         stop: the status of the ``Stop`` it returned.
         state: the merged data after it; only where the flow ends with it.
         decision: the record, where the step is a decision.
+        fault: why the flow fails behind it, though the step itself is done.
     """
 
     output: dict[str, Any]
@@ -102,6 +123,10 @@ class Outcome:
     stop: str | None = None
     state: dict[str, Any] | None = None
     decision: dict[str, Any] | None = None
+    fault: str | None = None
+
+    def __repr__(self) -> str:
+        return _short(self)
 
     def to_json(self) -> dict[str, Any]:
         """This outcome as JSON."""
@@ -125,6 +150,7 @@ class FlowResult:
         error: step and reason, where the flow failed or timed out.
         steps: how each step ended: ``completed``, ``skipped`` or ``failed``; steps that never started are absent.
         decisions: the record of each decision, by step.
+        undone: after a failure, each step that can be undone and had finished: ``undone``, or why it could not be.
     """
 
     status: str
@@ -132,11 +158,15 @@ class FlowResult:
     error: str | None = None
     steps: dict[str, str] = field(default_factory=dict)
     decisions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    undone: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
         """Whether the flow ended as its author meant it to: completed, or by a ``Stop``."""
         return self.status not in ("failed", "timed_out", "cancelled")
+
+    def __repr__(self) -> str:
+        return _short(self)
 
     def to_json(self) -> dict[str, Any]:
         """This result as JSON."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-__all__ = ["RETRY_AFTER_BOUND", "Retry", "seconds"]
+__all__ = ["RETRY_AFTER_BOUND", "Retry", "is_duration", "is_number", "is_whole", "seconds"]
 
 RETRY_AFTER_BOUND = 60.0
 """Seconds: the longest wait that a server's ``Retry-After`` can ask of a step."""
@@ -15,7 +15,25 @@ RETRY_AFTER_BOUND = 60.0
 
 def seconds(duration: float | timedelta) -> float:
     """A duration as seconds."""
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    try:
+        return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    except OverflowError:  # a whole number beyond every float
+        return math.inf if duration > 0 else -math.inf  # type: ignore[operator]  # a timedelta has no such trouble
+
+
+def is_duration(value: Any) -> bool:
+    """Whether it is a number of seconds or a timedelta."""
+    return isinstance(value, timedelta) or is_number(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number."""
+    return isinstance(value, int) and is_number(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number; True and False are some to Python only."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +58,17 @@ class Retry:
     def faults(self) -> list[str]:
         """What makes this retry meaningless, as clauses of a sentence; empty when it is sound."""
         found = []
-        if not isinstance(self.maximum_attempts, int) or self.maximum_attempts < 1:
+        if not is_whole(self.maximum_attempts) or self.maximum_attempts < 1:
             found.append(f"maximum_attempts is {self.maximum_attempts!r}, it must be a whole number, 1 or more")
-        if not all(0 <= seconds(interval) < math.inf for interval in (self.initial_interval, self.maximum_interval)):
-            found.append("its intervals must be finite and not negative")
-        if not 1 <= self.backoff_coefficient < math.inf:
-            found.append(f"backoff_coefficient is {self.backoff_coefficient}, it must be finite, 1 or more")
-        if not isinstance(self.non_retryable, tuple | list):
-            found.append(f"non_retryable is {self.non_retryable!r}, it must be a tuple of exception classes or names")
+        for name in ("initial_interval", "maximum_interval"):
+            interval = getattr(self, name)
+            if not is_duration(interval) or not 0 <= seconds(interval) < math.inf:
+                found.append(f"{name} is {interval!r}, it must be seconds or a timedelta, finite and not negative")
+        if not is_number(self.backoff_coefficient) or not 1 <= self.backoff_coefficient < math.inf:
+            found.append(f"backoff_coefficient is {self.backoff_coefficient!r}, it must be a finite number, 1 or more")
+        kinds = self.non_retryable
+        if not isinstance(kinds, tuple | list) or not all(isinstance(kind, str) or _is_error(kind) for kind in kinds):
+            found.append(f"non_retryable is {kinds!r}, it must be a tuple of exception classes or names")
         return found
 
     def delay(self, attempt: int, retry_after: float | None = None) -> float:
@@ -58,6 +79,11 @@ class Retry:
         except OverflowError:  # after a thousand attempts or so
             wait = longest if initial else 0.0
         return wait if retry_after is None else max(wait, min(retry_after, RETRY_AFTER_BOUND))
+
+    @property
+    def longest_delay(self) -> float:
+        """Seconds that no wait exceeds, whatever a server asks."""
+        return max(seconds(self.maximum_interval), RETRY_AFTER_BOUND)
 
     def names(self) -> tuple[str, ...]:
         """The names in ``non_retryable``."""
@@ -77,3 +103,7 @@ class Retry:
     def from_json(cls, data: dict[str, Any]) -> Retry:
         """The retry that ``to_json`` wrote."""
         return cls(**{**data, "non_retryable": tuple(data["non_retryable"])})
+
+
+def _is_error(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)

@@ -212,3 +212,70 @@ def test_a_copy_of_an_open_flow_is_another_flow() -> None:
     assert len(graph.check().edges) == 4
     assert len(twin.check().edges) == 5
     assert twin.steps["a"].node is nothing
+
+
+def undo(data: dict[str, Any]) -> None:
+    return None
+
+
+def test_what_undoes_a_step_is_kept_with_it() -> None:
+    chain = Chain("line").add_step("a", nothing, compensate=undo).add_step("b", nothing)
+    graph = Graph("g").add_node("a", nothing, compensate=undo).add_node("b", nothing)
+    graph.add_node("c", Decision("?", output_type=bool, reads=["x"]), compensate=undo)
+
+    assert [step.compensate for step in chain.steps.values()] == [undo, None]
+    assert [step.compensate for step in graph.steps.values()] == [undo, None, undo]
+    assert [step.undo for step in graph.check().steps] == [True, False, True]
+
+
+def test_a_nested_flow_counts_as_one_step_of_its_author() -> None:
+    outer = Chain("outer").add_step("in", diamond()).add_step("end", nothing)
+
+    assert (outer.step_count, len(outer.steps), len(outer.check().steps)) == (2, 6, 6)
+    assert [step.name for step in outer.definition[0]] == ["in", "end"]
+
+
+def test_a_flow_is_laid_flat_once() -> None:
+    outer = Chain("outer").add_step("in", diamond())
+
+    assert outer.flat is outer.flat
+    assert list(outer.flat.by_name) == ["in.a", "in.b", "in.c", "in.d", "in.result"]
+    assert [link.target for link in outer.flat.links_from["in.a"]] == ["in.b", "in.c", "in.result"]
+
+
+def test_the_definition_of_a_flow_with_nothing_in_it_is_its_own() -> None:
+    graph = diamond()
+
+    flat = graph.flat
+
+    assert (flat.steps, flat.links) == graph.definition
+    assert (flat.groups, flat.reducers) == ((), {"": {}})
+
+
+def test_a_mermaid_chart_is_of_the_checked_flow() -> None:
+    graph = diamond()
+
+    assert graph.to_mermaid().startswith("flowchart TD\n")
+
+    with pytest.raises(InvalidFlow, match="in use"):
+        graph.add_node("e", nothing)
+    with pytest.raises(InvalidFlow, match="it has no steps"):
+        Graph("empty").to_mermaid()
+
+
+def test_airflow_copies_a_flow_inside_of_a_checked_one_as_itself() -> None:
+    inner = diamond()
+    outer = Chain("outer").add_step("in", inner)
+    outer.check()
+
+    assert copy.deepcopy({"inner": inner})["inner"] is inner
+    assert copy.deepcopy(outer).steps["in.a"].node is nothing
+
+
+def test_a_copy_of_an_open_flow_can_be_checked_with_its_flows() -> None:
+    outer = Chain("outer").add_step("in", diamond())
+
+    twin = copy.deepcopy(outer).add_step("end", nothing)
+
+    assert list(twin.steps) == ["in.a", "in.b", "in.c", "in.d", "in.result", "end"]
+    assert list(outer.steps) == ["in.a", "in.b", "in.c", "in.d", "in.result"]

@@ -119,3 +119,11 @@ def test_a_flow_that_a_function_made_for_a_module_is_found_there(module: Callabl
     module("flow_factory", "def make():\n    return Chain('made').add_step('a', step)\n")
     module("made_flows", "import flow_factory\nmade = flow_factory.make()\n")
     assert path_of(load_flow("made_flows:made")) == "made_flows:made"
+
+
+def test_a_module_that_exits_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaves_at_once.py").write_text("import sys; sys.exit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(FlowNotFound, match="cannot be imported in this process: SystemExit: 0"):
+        load_flow("leaves_at_once:flow")
