@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from beluga_airflow.errors import InvalidSetting
 from beluga_airflow.graph import Retry, Shape
+from beluga_airflow.graph.retry import is_number, is_whole
+from beluga_airflow.graph.shape import RESULT, Kind
 
 __all__ = ["ChainSettings", "GraphSettings", "LLMSettings", "Settings", "TemporalSettings", "WorkflowSettings"]
 
 
+SECONDS: tuple[str, Callable[[Any], bool]] = (
+    "seconds, above 0 and finite",
+    lambda value: is_number(value) and 0 < value < math.inf,
+)
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "timeout": SECONDS,
+    "step_timeout": SECONDS,
+    "max_workers": ("a whole number, 1 or more", lambda value: is_whole(value) and value >= 1),
+    "max_retries": ("a whole number, 0 or more", lambda value: is_whole(value) and value >= 0),
+    "parallel_execution": ("True or False", lambda value: isinstance(value, bool)),
+}
+"""What a setting of this name must be."""
+
+
+class _Checked:
+    """Settings that can hold.
+
+    Raises:
+        InvalidSetting: one cannot.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            kind, holds = RULES.get(name, (None, None))
+            if holds is not None and not holds(value):
+                raise InvalidSetting(f"{type(self).__name__}({name}={value!r}): it must be {kind}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class ChainSettings:
+class ChainSettings(_Checked):
     """Chains: ``timeout`` in seconds for the whole; ``max_retries`` of a step, after its first attempt."""
 
     timeout: float = 300.0
@@ -18,7 +52,7 @@ class ChainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphSettings:
+class GraphSettings(_Checked):
     """Graphs: ``timeout`` in seconds for the whole; ``max_retries`` of a step, after its first attempt."""
 
     timeout: float = 600.0
@@ -37,7 +71,7 @@ class TemporalSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkflowSettings:
+class WorkflowSettings(_Checked):
     """Flows on Temporal: ``timeout`` in seconds bounds a flow that has none of its own."""
 
     timeout: float = 3600.0
@@ -45,7 +79,7 @@ class WorkflowSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLMSettings:
+class LLMSettings(_Checked):
     """The model, when no connection says. ``timeout`` in seconds for one call."""
 
     provider: str = "openai"
@@ -54,7 +88,7 @@ class LLMSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(_Checked):
     """The settings in force. ``step_timeout`` is in seconds, for one attempt of a step."""
 
     chain: ChainSettings = field(default_factory=ChainSettings)
@@ -70,16 +104,26 @@ class Settings:
             shape: of a checked flow.
             durable: whether it runs on Temporal.
         """
-        own = self.chain if shape.kind == "chain" else self.graph
-        retry = Retry(maximum_attempts=own.max_retries + 1)
+        own = self._of(shape.kind)
         steps = tuple(
-            replace(step, timeout=step.timeout or self.step_timeout, retry=step.retry or retry) for step in shape.steps
+            replace(step, timeout=step.timeout or self.step_timeout, retry=step.retry or self._retry(shape, step.name))
+            for step in shape.steps
         )
+        groups = tuple(replace(group, max_workers=1) if group.parallel is False else group for group in shape.groups)
         parallel = self.graph.parallel_execution if shape.parallel is None else shape.parallel
         return replace(
             shape,
             steps=steps,
+            groups=groups,
             parallel=parallel,
             max_workers=(shape.max_workers or self.graph.max_workers) if parallel else 1,
             timeout=shape.timeout or (self.workflow.timeout if durable else own.timeout),
         )
+
+    def _retry(self, shape: Shape, step: str) -> Retry:
+        # a step of a nested flow has that flow's default, as when the flow runs by itself; its end is the outer's
+        around = [group for group in shape.around[step] if step != f"{group.path}.{RESULT}"]
+        return Retry(maximum_attempts=self._of(around[-1].kind if around else shape.kind).max_retries + 1)
+
+    def _of(self, kind: Kind) -> ChainSettings | GraphSettings:
+        return self.chain if kind == "chain" else self.graph

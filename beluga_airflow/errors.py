@@ -15,12 +15,13 @@
     │   ├── ModelRefused       key refused, quota used up, request refused: never retried
     │   └── Undecided          the model answered, but outside what was asked: never retried
     ├── StateError             a state store could not do what it was asked
-    │   └── StateUnavailable   it is not there now: worth another try
+    │   ├── StateUnavailable   it is not there now: worth another try
+    │   └── HistoryLost        a reader comes too late: changes it has not seen are not kept any more
     └── TemporalError          Temporal refused or lost what it was asked
         └── TemporalUnavailable  no server answers: worth another try
 
 Foreign errors cross into this tree at one place per library: ``llm/client.py`` (openai), ``state/sqlite.py``
-(sqlite3), ``temporal/client.py`` (temporalio).
+(sqlite3), ``state/redis.py`` (redis), ``state/postgres.py`` (psycopg), ``temporal/client.py`` (temporalio).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import ClassVar
 __all__ = [
     "BelugaError",
     "FlowNotFound",
+    "HistoryLost",
     "InvalidFlow",
     "InvalidInput",
     "InvalidOutput",
@@ -135,6 +137,21 @@ class StateUnavailable(StateError):
     """The state store cannot be reached now."""
 
     retryable = True
+
+
+class HistoryLost(StateError):
+    """A state store does not keep all changes any more that a reader has not seen.
+
+    Args:
+        message: which, of which store.
+        after: the version of the last change that was seen.
+        kept_from: the version of the first change that is still kept.
+    """
+
+    def __init__(self, message: str, *, after: int = 0, kept_from: int = 0) -> None:
+        super().__init__(message)
+        self.after = after
+        self.kept_from = kept_from
 
 
 class TemporalError(BelugaError):

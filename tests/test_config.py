@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
 from dataclasses import FrozenInstanceError, fields, is_dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from beluga_airflow import Chain, Graph, Retry
-from beluga_airflow.config import ChainSettings, GraphSettings, Settings, WorkflowSettings
+from beluga_airflow.config import ChainSettings, GraphSettings, LLMSettings, Settings, WorkflowSettings
+from beluga_airflow.errors import InvalidSetting
 from beluga_airflow.graph import Flow
 
 
@@ -98,6 +101,30 @@ def test_the_defaults_of_connections_are_those_that_are_promised() -> None:
         "default",
         "beluga-workflows",
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (ChainSettings, {"timeout": 0}, "ChainSettings(timeout=0): it must be seconds, above 0 and finite"),
+        (ChainSettings, {"timeout": math.nan}, "ChainSettings(timeout=nan): it must be seconds, above 0 and finite"),
+        (ChainSettings, {"timeout": "60"}, "ChainSettings(timeout='60'): it must be seconds"),
+        (GraphSettings, {"timeout": True}, "GraphSettings(timeout=True): it must be seconds"),
+        (WorkflowSettings, {"timeout": math.inf}, "WorkflowSettings(timeout=inf): it must be seconds"),
+        (LLMSettings, {"timeout": -1}, "LLMSettings(timeout=-1): it must be seconds"),
+        (Settings, {"step_timeout": timedelta(1)}, "Settings(step_timeout=datetime.timedelta(days=1)): it must be"),
+        (GraphSettings, {"max_workers": True}, "GraphSettings(max_workers=True): it must be a whole number, 1 or more"),
+        (GraphSettings, {"max_workers": 0}, "GraphSettings(max_workers=0): it must be a whole number, 1 or more"),
+        (GraphSettings, {"max_retries": True}, "GraphSettings(max_retries=True): it must be a whole number, 0 or more"),
+        (ChainSettings, {"max_retries": -1}, "ChainSettings(max_retries=-1): it must be a whole number, 0 or more"),
+        (GraphSettings, {"parallel_execution": "no"}, "GraphSettings(parallel_execution='no'): it must be True or"),
+    ],
+)
+def test_a_setting_that_cannot_hold_is_refused(kind: type, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        kind(**wrong)
+
+    assert str(refused.value).startswith(message)
 
 
 def test_settings_are_frozen_all_the_way_down() -> None:

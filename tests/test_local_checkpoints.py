@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from beluga_airflow import Chain, Decision, Graph, Retry, Stop
 from beluga_airflow.config import Settings
 from beluga_airflow.errors import StateUnavailable
 from beluga_airflow.execute import Resources
-from beluga_airflow.graph import Flow, FlowResult, Identity, Outcome
+from beluga_airflow.graph import Flow, FlowResult, Identity
 from beluga_airflow.local import run_with
 from beluga_airflow.state.memory import MemoryStore
 from beluga_airflow.state.sqlite import SqliteStore
@@ -27,19 +27,19 @@ DEADLINE = 20
 class Kept:
     """A checkpoint that takes outcomes through JSON, as every real one does."""
 
-    outcomes: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, str] = field(default_factory=dict)
     refuses: str | None = None
     error: type[Exception] = StateUnavailable
 
-    async def load(self) -> dict[str, Outcome]:
+    async def load(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         if self.refuses == "load":
             raise self.error("the store is away")
-        return {step: Outcome.from_json(json.loads(text)) for step, text in self.outcomes.items()}
+        return {name: json.loads(self.entries[name]) for name in names if name in self.entries}
 
-    async def save(self, step: str, outcome: Outcome) -> None:
-        if self.refuses == step:
+    async def save(self, name: str, entry: dict[str, Any]) -> None:
+        if self.refuses == name:
             raise self.error("the store is away")
-        self.outcomes[step] = json.dumps(outcome.to_json())
+        self.entries[name] = json.dumps(entry)
 
 
 async def ended(
@@ -74,11 +74,11 @@ store = open_store(f"sqlite:///{folder}/state.db")
 
 
 class Kept:
-    async def load(self):
-        return {key.removeprefix("kept/"): Outcome.from_json(await store.get(key)) async for key in store.keys("kept/")}
+    async def load(self, names):
+        return {key.removeprefix("kept/"): await store.get(key) async for key in store.keys("kept/")}
 
-    async def save(self, step, outcome):
-        await store.set(f"kept/{step}", outcome.to_json())
+    async def save(self, name, entry):
+        await store.set(f"kept/{name}", entry)
 
 
 def step(name):
@@ -210,7 +210,7 @@ async def test_a_failed_step_keeps_no_outcome() -> None:
 
     await ended(flow.add_step("a", lambda data: {"x": 1}).add_step("b", fails), kept)
 
-    assert list(kept.outcomes) == ["a"]
+    assert list(kept.entries) == ["a"]
 
 
 @pytest.mark.parametrize("error", [StateUnavailable, TimeoutError])

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from beluga_airflow import Chain, Graph, InvalidFlow, InvalidInput, Retry, StepContext, run
+from beluga_airflow import Chain, Graph, InvalidFlow, InvalidInput, Retry, StepContext, local, run
 from beluga_airflow.errors import InvalidOutput, ModelRefused, ModelUnavailable, StateUnavailable
 from tests.running import DEADLINE, FAST, ONCE, ended, graph_of, nothing
 
@@ -273,3 +275,138 @@ async def test_a_step_that_is_cancelled_from_within_fails_and_does_not_cancel_th
 
     assert result.status == "failed"
     assert result.steps == {"a": "failed", "b": "completed"}
+
+
+async def test_a_step_fails_by_whatever_it_raises_and_is_not_tried_again() -> None:
+    class HaltError(BaseException):
+        pass
+
+    tried = []
+
+    async def halts(data: dict[str, Any]) -> None:
+        tried.append("a")
+        raise HaltError("all of it")
+
+    result = await ended(graph_of("ab", nodes={"a": halts, "b": nothing}, retry=FAST))
+
+    why = "step 'a' failed: StepExited: step 'a' raised HaltError: all of it; raise an Exception instead"
+    assert (result.status, result.error, tried) == ("failed", why, ["a"])
+
+
+async def test_an_error_that_cannot_say_what_it_is_fails_its_step() -> None:
+    class SpeechlessError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    def speechless(data: dict[str, Any]) -> None:
+        raise SpeechlessError
+
+    result = await ended(graph_of("ab", nodes={"a": speechless, "b": nothing}))
+
+    assert (result.status, result.error) == (
+        "failed",
+        "step 'a' failed: SpeechlessError: (its text raised RuntimeError)",
+    )
+
+
+# steps that will not be cancelled
+
+
+async def test_a_step_that_swallows_its_timeout_has_used_it_up() -> None:
+    async def swallows(data: dict[str, Any]) -> dict[str, Any]:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return {"done": True}
+
+    graph = Graph("g").add_node("a", swallows, timeout=0.05, retry=ONCE)
+
+    result = await ended(graph)
+
+    assert result.error == "step 'a' failed: StepTimeout: step 'a' took longer than its timeout of 0.05 s"
+
+
+async def test_a_flow_that_runs_out_of_time_names_a_step_that_swallows_it() -> None:
+    async def swallows(data: dict[str, Any]) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    result = await ended(Graph("g", timeout=0.05).add_node("a", swallows))
+
+    assert result.error == "flow 'g' used up its timeout of 0.05 s in step 'a'"
+
+
+async def test_a_step_that_cannot_be_cancelled_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(local, "LEAVING", 0.1)
+    end = asyncio.Event()
+    undone: list[str] = []
+
+    async def goes_on(data: dict[str, Any]) -> dict[str, Any]:
+        while not end.is_set():
+            with suppress(asyncio.CancelledError):
+                await end.wait()
+        return {"late": True}
+
+    graph = Graph("g", timeout=0.05).add_node("a", goes_on, compensate=lambda data: undone.append("a"))
+    result = await ended(graph.add_node("b", nothing).add_edge("a", "b"))
+    end.set()
+    await asyncio.sleep(0.05)
+
+    assert result.status == "timed_out"
+    assert str(result.error).startswith(
+        "flow 'g' used up its timeout of 0.05 s in step 'a'; step 'a' could not be undone"
+    )
+    assert (result.steps, undone) == ({}, [])
+    assert "flow 'g' leaves behind what goes on although it is cancelled: step 'a'" in caplog.text
+
+
+async def test_no_attempt_begins_when_the_flow_is_over() -> None:
+    attempts: list[int] = []
+
+    async def makes_another_error_of_it(data: dict[str, Any], context: StepContext) -> None:
+        attempts.append(context.attempt)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionError("lost") from None
+
+    flow = Chain("f", timeout=0.05, retry=Retry(maximum_attempts=5, initial_interval=0))
+    result = await ended(flow.add_step("a", makes_another_error_of_it))
+
+    assert (result.status, attempts) == ("timed_out", [1])
+
+
+async def test_a_step_that_cancels_its_own_task_fails() -> None:
+    async def cancels_itself(data: dict[str, Any]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.Event().wait()
+
+    result = await ended(graph_of(nodes={"a": cancels_itself, "b": nothing}, retry=FAST))
+
+    why = "step 'a' failed: StepExited: step 'a' cancelled its own task; raise an error instead"
+    assert (result.status, result.error, result.steps["b"]) == ("failed", why, "completed")
+
+
+async def test_what_a_step_does_to_its_task_is_nothing_to_the_next() -> None:
+    variable = contextvars.ContextVar("variable", default="unset")
+    seen: list[str] = []
+
+    async def leaves_traces(data: dict[str, Any]) -> None:
+        variable.set("from a")
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.05, task.cancel)
+
+    async def looks(data: dict[str, Any]) -> None:
+        seen.append(variable.get())
+        await asyncio.sleep(0.1)
+
+    result = await ended(Chain("c", retry=ONCE).add_step("a", leaves_traces).add_step("b", looks))
+
+    assert (result.status, seen) == ("completed", ["unset"])

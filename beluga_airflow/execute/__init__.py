@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from beluga_airflow.execute.attempt import Resources, attempt
-from beluga_airflow.execute.merge import merged
+from beluga_airflow.execute.attempt import Resources, attempt, in_own_task, own_cancellation, undo
+from beluga_airflow.execute.merge import States
+from beluga_airflow.execute.undoing import undo_with_retries
 from beluga_airflow.execute.values import to_json
 
-__all__ = ["Resources", "attempt", "merged", "to_json"]
+__all__ = ["Resources", "States", "attempt", "in_own_task", "own_cancellation", "to_json", "undo", "undo_with_retries"]

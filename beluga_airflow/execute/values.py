@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
 from typing import Any
+from weakref import ref
 
 from beluga_airflow.errors import InvalidFlow, InvalidInput, InvalidOutput, MissingKey
 
 __all__ = ["StepInputs", "copied", "rehydrated", "to_json"]
 
+PLAIN = frozenset({str, int, float, bool, type(None)})
+"""What needs no copying."""
+SMALLEST, LARGEST = -(2**63), 2**64 - 1
+"""Whole numbers that Airflow carries from task to task."""
 DEPTH = 100
 """Levels of nesting that data may have."""
 
@@ -51,8 +55,14 @@ def to_json(value: Any, where: str, depth: int = 0) -> Any:
         InvalidOutput: something in it is not JSON.
     """
     kind = type(value)
-    if value is None or kind is str or kind is bool or kind is int:
+    if value is None or kind is bool:
         return value
+    if kind is str:
+        return value if value.isascii() else _whole(value, where)
+    if kind is int:
+        if SMALLEST <= value <= LARGEST:
+            return value
+        raise InvalidOutput(f"{where} is a whole number of more than 64 bits; return it as a text")
     if kind is float:
         if math.isfinite(value):
             return value
@@ -71,8 +81,22 @@ def _object(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
     for key, item in value.items():
         if not isinstance(key, str):
             raise InvalidOutput(f"{where} has the key {key!r}, a {type(key).__name__}; keys must be texts")
-        result[key] = to_json(item, f"{where}[{key!r}]", depth + 1)
+        if not key.isascii():
+            _whole(key, f"a key of {where}")
+        kind = type(item)
+        if item is None or kind is bool or (kind is str and item.isascii()):
+            result[key] = item  # most of what there is, with no need to say where it stands
+        else:
+            result[key] = to_json(item, f"{where}[{key!r}]", depth + 1)
     return result
+
+
+def _whole(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidOutput(f"{where} has half a character in it (a lone surrogate), which is no text") from None
+    return text
 
 
 def _converted(value: Any, where: str, depth: int) -> Any:
@@ -80,9 +104,9 @@ def _converted(value: Any, where: str, depth: int) -> Any:
         return to_json(value.value, where, depth + 1)
     # subclasses of texts and numbers: their own behaviour does not travel
     if isinstance(value, str):
-        return "".join(value)
+        return to_json("".join(value), where, depth)
     if isinstance(value, int):
-        return int(value)
+        return to_json(int(value), where, depth)
     if isinstance(value, float):
         return to_json(float(value), where, depth)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -110,9 +134,9 @@ def _dumped(model: Any, where: str) -> Any:
 def copied(value: Any) -> Any:
     """A deep copy of JSON."""
     if type(value) is dict:
-        return {key: copied(item) for key, item in value.items()}
+        return {key: item if type(item) in PLAIN else copied(item) for key, item in value.items()}
     if type(value) is list:
-        return [copied(item) for item in value]
+        return [item if type(item) in PLAIN else copied(item) for item in value]
     return value
 
 
@@ -122,7 +146,10 @@ def rehydrated(function: Callable[..., Any], data: StepInputs) -> Any:
     Raises:
         InvalidInput: the data does not fit the annotation.
     """
-    adapter = _adapter(_hashable(function))
+    try:
+        adapter = _adapters[ref(function)]
+    except (KeyError, TypeError):
+        adapter = _kept_adapter(function)
     if adapter is None:
         return data
     from pydantic import ValidationError
@@ -137,15 +164,21 @@ def rehydrated(function: Callable[..., Any], data: StepInputs) -> Any:
         raise InvalidInput(f"step {data.step!r} got data that its annotation refuses: {text}") from None
 
 
-def _hashable(function: Any) -> Any:
+_adapters: dict[ref[Any], Any] = {}
+"""By function, and gone with it, since a function may hold anything. A ``WeakKeyDictionary`` is slower to look into."""
+
+
+def _kept_adapter(function: Callable[..., Any]) -> Any:
     try:
-        hash(function)
-    except TypeError:  # an object with a __call__, a dataclass say: its bound method can be hashed
-        return function.__call__
-    return function
+        key = ref(function, _adapters.pop)
+        hash(key)
+    except TypeError:  # an object with a __call__, a dataclass say: its class says what it takes
+        key = ref(type(function), _adapters.pop)
+    if key not in _adapters:
+        _adapters[key] = _adapter(function)
+    return _adapters[key]
 
 
-@lru_cache(maxsize=4096)
 def _adapter(function: Callable[..., Any]) -> Any:
     try:
         first = next(iter(inspect.signature(function).parameters.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from beluga_airflow import Chain
-from beluga_airflow.execute import Resources, attempt
+from beluga_airflow.execute import Resources, States, attempt
 from beluga_airflow.graph import Flow, Identity, Outcome
 from beluga_airflow.graph.shape import Place
 from beluga_airflow.state import StateStore
@@ -26,18 +26,20 @@ async def once(
     state: StateStore | None = None,
     timeout: float | None = DEADLINE,
     generation: int = 0,
+    interrupts: tuple[type[BaseException], ...] = (),
     **options: Any,
 ) -> Outcome:
     async def client(conn_id: str | None) -> ScriptedModel:
         return model or ScriptedModel([])
 
+    place = place or flow.check().place(step)
     return await attempt(
         flow,
-        place or flow.check().places[step],
-        inputs=inputs or {},
-        outputs=outputs or {},
+        step,
+        targets=place.targets,
+        states=States(flow, place.sources, inputs or {}, outputs or {}),
         identity=Identity.of("shop", "order 7", generation=generation),
-        resources=Resources(state=state or MemoryStore(), model=client),
+        resources=Resources(state=state or MemoryStore(), model=client, interrupts=interrupts),
         timeout=timeout,
         **options,
     )

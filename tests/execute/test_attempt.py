@@ -5,7 +5,7 @@ import contextvars
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, RootModel
 
 from beluga_airflow import Chain, Decision, Graph, InvalidFlow, InvalidInput, StepContext, Stop
 from beluga_airflow.errors import InvalidOutput, MissingKey, StepExited, StepTimeout
-from beluga_airflow.graph import Flow
+from beluga_airflow.graph import Flow, Outcome
 from tests.execute.attempts import DEADLINE, once, output_of
 
 
@@ -154,8 +154,47 @@ async def test_a_missing_key_in_a_condition_names_step_and_key() -> None:
     graph = Graph("g").add_node("a", lambda data: {"x": 1}).add_node("b", lambda data: None)
     graph.add_edge("a", "b", when=lambda output: output["credit_ok"])
 
-    with pytest.raises(MissingKey, match="step 'a' reads 'credit_ok'"):
-        await once(graph)
+    outcome = await once(graph)
+
+    assert outcome.fault is not None
+    assert outcome.fault.startswith(
+        "the step is done, but its condition on 'a' -> 'b' raised MissingKey: step 'a' reads 'credit_ok'"
+    )
+    assert (outcome.output, outcome.taken) == ({"x": 1}, ())
+
+
+async def test_a_condition_that_fails_is_no_failure_of_its_step() -> None:
+    graph = Graph("g").add_node("a", lambda data: {"x": 1}).add_node("b", lambda data: None)
+    outcome = await once(graph.add_edge("a", "b", when=exits))
+    assert outcome == Outcome(
+        output={"x": 1}, fault="the step is done, but its condition on 'a' -> 'b' raised SystemExit: 3"
+    )
+    assert Outcome.from_json(outcome.to_json()) == outcome
+
+
+async def test_a_condition_that_the_code_has_lost_shows_before_the_step_runs() -> None:
+    ran: list[str] = []
+    graph = Graph("g").add_node("a", lambda data: ran.append("a")).add_node("b", lambda data: None)
+    graph.add_edge("a", "b", when={"x": 1})
+    place = replace(graph.check().place("a"), targets={"gone": "x=1"})
+    with pytest.raises(InvalidFlow, match=r"began with a condition \(x=1\) on 'a' -> 'gone' that its code does not"):
+        await once(graph, place=place)
+    assert not ran
+
+
+class TaskEnds(BaseException):
+    """What a host raises to end a task."""
+
+
+async def test_what_the_host_raises_is_no_failure_of_a_step() -> None:
+    async def is_ended(data: dict[str, Any]) -> None:
+        raise TaskEnds
+
+    flow = Chain("f").add_step("a", is_ended)
+    with pytest.raises(TaskEnds):
+        await once(flow, interrupts=(TaskEnds,))
+    with pytest.raises(StepExited, match="step 'a' raised TaskEnds; raise an Exception instead"):
+        await once(flow)
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "timed_out", "cancelled", "", None, 7])
@@ -210,7 +249,7 @@ async def test_a_condition_that_the_code_has_no_more_is_told() -> None:
             made.add_edge("a", target, when={"ok": 1})
         return made
 
-    place = graph("b").check().places["a"]
+    place = graph("b").check().place("a")
 
     with pytest.raises(InvalidFlow, match=r"flow 'g' began with a condition \(ok=1\) on 'a' -> 'b' that its code"):
         await once(graph(), place=place)
@@ -256,11 +295,6 @@ async def exits_later(data: Any) -> Any:
     sys.exit(3)
 
 
-def exits_in_a_condition() -> Flow:
-    graph = Graph("f").add_node("a", lambda data: {"x": 1}).add_node("b", lambda data: None)
-    return graph.add_edge("a", "b", when=exits)
-
-
 def exits_in_a_reducer() -> Flow:
     graph = Graph("f", reducers={"k": exits})
     for name in "xya":
@@ -274,7 +308,6 @@ def exits_in_a_reducer() -> Flow:
         lambda: Chain("f").add_step("a", exits),
         lambda: Chain("f").add_step("a", exits_later),
         lambda: Chain("f").add_step("a", Decision("?", output_type=bool, reads=["x"], rules=[(exits, True)])),
-        exits_in_a_condition,
         exits_in_a_reducer,
     ],
 )
@@ -354,3 +387,18 @@ async def test_an_error_that_would_end_a_loop_or_a_generator_is_an_error() -> No
         await output_of(nothing_left)
     with pytest.raises(RuntimeError, match="StopIteration"):
         await output_of(lambda data: next(iter(())))
+
+
+async def test_the_predicate_of_an_edge_into_a_nested_flow_is_asked_once() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def first_time_only(output: dict[str, Any]) -> bool:
+        asked.append(output)
+        return len(asked) == 1
+
+    inner = Graph("inner").add_node("x", lambda data: None).add_node("y", lambda data: None)
+    outer = Graph("outer").add_node("a", lambda data: {"n": 1}).add_node("ship", inner)
+    outer.add_edge("a", "ship", when=first_time_only)
+
+    assert (await once(outer)).taken == ("ship.x", "ship.y")
+    assert asked == [{"n": 1}]

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import json
 import math
+import operator
 import pickle
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -22,13 +25,18 @@ from pydantic import BaseModel, ConfigDict, RootModel
 
 from beluga_airflow import InvalidFlow, InvalidInput
 from beluga_airflow.errors import InvalidOutput, MissingKey
+from beluga_airflow.execute import values
 from beluga_airflow.execute.values import DEPTH, StepInputs, copied, rehydrated, to_json
 
 if TYPE_CHECKING:
     from collections import Counter as NotImportedHere
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=20,
 )
@@ -269,6 +277,73 @@ def test_annotations_are_found_in_whatever_is_called(function: Callable[..., Any
     assert isinstance(rehydrated(function, StepInputs(data, "step")), kind)
 
 
+class Slotted:
+    """Can be referred to by no weak reference."""
+
+    __slots__ = ()
+
+    def __call__(self, customer: Customer) -> Customer:
+        return customer
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (lambda: lambda data: data, StepInputs),
+        (lambda: functools.partial(takes_an_invoice), Invoice),
+        (lambda: Taker().execute, Invoice),
+        (lambda: Unhashable(["EUR"]), Customer),
+        (Slotted, Customer),
+        (lambda: operator.itemgetter("number"), StepInputs),
+        (lambda: {}.get, StepInputs),
+        (lambda: {}.__contains__, StepInputs),
+    ],
+    ids=["lambda", "partial", "method", "unhashable", "slotted", "itemgetter", "builtin", "wrapper"],
+)
+def test_a_type_is_made_ready_once_for_each_function(
+    made: Callable[[], Callable[..., Any]], kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = []
+    adapter = values._adapter
+    monkeypatch.setattr(values, "_adapters", {})
+    monkeypatch.setattr(values, "_adapter", lambda function: looked_at.append(1) or adapter(function))
+    data = {"number": "7", "since": "2025-01-02", "limit": 5, "day": "2025-01-02", "made": "2025-01-02T00:00:00Z"}
+    function = made()
+
+    for _ in range(3):
+        assert isinstance(rehydrated(function, StepInputs(data, "step")), kind)
+
+    assert looked_at == [1]
+
+
+class Held:
+    """Something large that a step closes over."""
+
+
+def closing_over(held: Held, kind: Any) -> Callable[..., Any]:
+    def step(data: Any) -> Any:
+        return held, data
+
+    step.__annotations__["data"] = kind
+    return step
+
+
+@pytest.mark.parametrize("kind", [Any, Customer, "Customer"])
+@pytest.mark.parametrize("wrap", [lambda step: step, functools.partial, lambda step: functools.lru_cache(step)])
+def test_a_function_that_nobody_has_any_more_is_not_kept(kind: Any, wrap: Callable[..., Any]) -> None:
+    held = Held()
+    step = wrap(closing_over(held, kind))
+    rehydrated(step, StepInputs({"number": 7, "since": "2025-01-02", "limit": "5"}, "step"))
+
+    there = weakref.ref(held)
+    known = len(values._adapters)
+    del held, step
+    gc.collect()
+
+    assert there() is None
+    assert len(values._adapters) < known
+
+
 def test_an_annotation_may_be_known_to_its_function_only() -> None:
     @dataclass
     class Local:
@@ -370,3 +445,15 @@ def test_the_data_is_a_dict_in_every_other_way() -> None:
         assert twin["a"] is not data["a"]
         with pytest.raises(MissingKey, match="step 'pay' reads 'b'"):
             twin["b"]
+
+
+@pytest.mark.parametrize("value", ["\ud800", "naïve \udfff", {"\udc00": 1}, [{"a": "x\ud800"}]])
+def test_half_a_character_is_no_text(value: Any) -> None:
+    with pytest.raises(InvalidOutput, match=r"it.* has half a character in it \(a lone surrogate\), which is no text"):
+        to_json(value, "it")
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, [10**40]])
+def test_a_whole_number_that_airflow_cannot_carry_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidOutput, match=r"it.* is a whole number of more than 64 bits; return it as a text"):
+        to_json(value, "it")
