@@ -13,8 +13,8 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from beluga_airflow.config import Settings
-from beluga_airflow.errors import BelugaError, FlowNotFound
-from beluga_airflow.execute import Resources, attempt, merged
+from beluga_airflow.errors import BelugaError, FlowNotFound, InvalidFlow
+from beluga_airflow.execute import Resources, States, attempt, own_cancellation, undo
 from beluga_airflow.graph import Flow, Identity, Retry
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.graph.shape import Place
@@ -27,6 +27,7 @@ from beluga_airflow.temporal.messages import (
     MERGE_ACTIVITY,
     PREPARE_ACTIVITY,
     STEP_ACTIVITY,
+    UNDO_ACTIVITY,
     ItemCall,
     StepCall,
 )
@@ -57,7 +58,7 @@ class Activities:
 
     def all(self) -> list[Any]:
         """What to register with a worker."""
-        return [self.step, self.merge, self.prepare, self.item]
+        return [self.step, self.undo, self.merge, self.prepare, self.item]
 
     @activity.defn(name=STEP_ACTIVITY)
     async def step(self, call: StepCall) -> dict[str, Any]:
@@ -71,25 +72,45 @@ class Activities:
                 resources = await self._resources(call)
                 if not place.sources[place.step]:
                     await resources.ready_for(flow)
-                outcome = await attempt(
-                    flow,
-                    place,
-                    inputs=call.inputs,
-                    outputs=call.outputs,
-                    identity=Identity(scope=call.scope, generation=call.generation, run=call.run),
-                    resources=resources,
-                    timeout=call.timeout,
-                    number=number,
-                    last=number >= retry.maximum_attempts,
-                )
+                try:
+                    outcome = await attempt(
+                        flow,
+                        place.step,
+                        targets=place.targets,
+                        states=States(flow, place.sources, call.inputs, call.outputs),
+                        identity=_identity(call),
+                        resources=resources,
+                        timeout=call.timeout,
+                        number=number,
+                        last=number >= retry.maximum_attempts,
+                    )
+                except asyncio.CancelledError:
+                    if activity.is_cancelled():
+                        raise
+                    raise own_cancellation(place.step) from None
             return outcome.to_json()
+
+    @activity.defn(name=UNDO_ACTIVITY)
+    async def undo(self, call: StepCall) -> None:
+        """One attempt to undo a finished step of a flow that failed."""
+        number = activity.info().attempt
+        with _failures(Retry.from_json(call.retry), number):
+            place = Place.from_json(call.place)
+            flow = _flow(call.path, place.step)
+            _check_undoing(flow, call.path, place.step)
+            states = States(flow, place.sources, call.inputs, call.outputs)
+            async with _heartbeat():
+                await undo(
+                    flow, place.step, states=states, identity=_identity(call), timeout=call.timeout, number=number
+                )
 
     @activity.defn(name=MERGE_ACTIVITY)
     async def merge(self, call: StepCall) -> dict[str, Any]:
         """The merged data before a finish point that was skipped."""
         with _failures(Retry.from_json(call.retry), activity.info().attempt):
             place = Place.from_json(call.place)
-            return merged(_flow(call.path, place.step), place, call.inputs, call.outputs)
+            flow = _flow(call.path, place.step)
+            return States(flow, place.sources, call.inputs, call.outputs).before(place.step)
 
     @activity.defn(name=PREPARE_ACTIVITY)
     async def prepare(self, call: ItemCall) -> None:
@@ -121,12 +142,17 @@ class Activities:
                     settings=self._settings,
                     # of the code that runs here: outcomes of another shape would lead past its steps
                     checkpoint=batch.checkpoint(call.index, flow.check().fingerprint),
+                    gives_up=_cancelled_by_user,
                 )
                 await batch.end(item, result)
                 return result.status
 
     async def _resources(self, call: StepCall | ItemCall) -> Resources:
         return await self._backends.resources(llm_conn_id=call.llm_conn_id, state_conn_id=call.state_conn_id)
+
+
+def _identity(call: StepCall) -> Identity:
+    return Identity(scope=call.scope, generation=call.generation, run=call.run)
 
 
 def _flow(path: str, step: str) -> Flow:
@@ -137,6 +163,14 @@ def _flow(path: str, step: str) -> Flow:
             "that has it and start the run again"
         )
     return flow
+
+
+def _check_undoing(flow: Flow, path: str, step: str) -> None:
+    if flow.steps[step].compensate is None:
+        raise InvalidFlow(
+            f"step {step!r} of flow {path!r} has no compensate= in this worker's code, but the run began with one; "
+            "undo it by hand, and keep the code that has it deployed until the runs that began with it have ended"
+        )
 
 
 @contextmanager
@@ -154,6 +188,12 @@ def _failures(retry: Retry, number: int) -> Iterator[None]:
             non_retryable=number >= retry.maximum_attempts or not failure.retryable,
             next_retry_delay=timedelta(seconds=retry.delay(number, failure.retry_after)),
         ) from None
+
+
+def _cancelled_by_user() -> bool:
+    # a worker that stops cancels what it runs too, and another goes on with it
+    details = activity.cancellation_details()
+    return details is not None and details.cancel_requested
 
 
 @asynccontextmanager

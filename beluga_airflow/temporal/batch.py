@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from beluga_airflow.errors import StateError
-from beluga_airflow.graph import FlowResult, Outcome
+from beluga_airflow.execute.checkpoints import begin_anew
+from beluga_airflow.graph import FlowResult
 from beluga_airflow.state import StateStore
 
 __all__ = ["Batch", "Item", "ItemCheckpoint"]
@@ -110,19 +111,41 @@ class Batch:
 
 @dataclass
 class ItemCheckpoint:
-    """A ``Checkpoint`` in one value of the store: an item has few steps."""
+    """A ``Checkpoint`` in one value of the store: an item has few steps. A changed flow does not find it.
+
+    Args:
+        store: the batch's.
+        key: of the value.
+        fingerprint: of the shape of the flow that runs.
+    """
 
     store: StateStore
     key: str
     fingerprint: str
-    _outcomes: dict[str, Any] = field(default_factory=dict)
+    _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    async def load(self) -> dict[str, Outcome]:
+    async def load(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The entries kept so far, of those named.
+
+        Raises:
+            InvalidFlow: the flow has changed while it was being undone.
+        """
         kept = await self.store.get(self.key)
-        if kept is not None and kept["fingerprint"] == self.fingerprint:
-            self._outcomes = dict(kept["outcomes"])
-        return {step: Outcome.from_json(outcome) for step, outcome in self._outcomes.items()}
+        if kept is None:
+            return {}
+        if kept["fingerprint"] != self.fingerprint:
+            begin_anew(
+                kept["entries"],
+                flow="the flow of this item",
+                before=kept["fingerprint"],
+                now=self.fingerprint,
+                again="a clear of the batch's task runs all its items from their beginning",
+            )
+            # the first entry that is saved takes the place of them all, also for a flow that is changed back
+            return {}
+        self._entries = dict(kept["entries"])
+        return {name: self._entries[name] for name in names if name in self._entries}
 
-    async def save(self, step: str, outcome: Outcome) -> None:
-        self._outcomes[step] = outcome.to_json()
-        await self.store.set(self.key, {"fingerprint": self.fingerprint, "outcomes": dict(self._outcomes)})
+    async def save(self, name: str, entry: dict[str, Any]) -> None:
+        self._entries[name] = entry
+        await self.store.set(self.key, {"fingerprint": self.fingerprint, "entries": dict(self._entries)})

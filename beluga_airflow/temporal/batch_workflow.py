@@ -79,6 +79,9 @@ class BatchWorkflow:
 
     async def _lane(self, indexes: Any) -> None:
         for index in indexes:
+            if workflow.cancellation_reason() is not None:
+                # an item that ended all the same must not let its lane go on
+                raise asyncio.CancelledError
             self._in_flight += 1
             try:
                 status = await workflow.execute_activity(
@@ -88,6 +91,8 @@ class BatchWorkflow:
                     start_to_close_timeout=duration(self._call.item_timeout + GRACE),
                     heartbeat_timeout=HEARTBEAT,
                     retry_policy=policy(ITEM_RETRY),
+                    # a cancelled item undoes what its steps have done, and must hear that it is to
+                    cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
                     activity_id=f"item-{index}",
                     summary=f"item {index}",
                 )

@@ -10,8 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowHistoryEventFilterType,
+)
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import (
     ApplicationError,
@@ -25,10 +32,23 @@ from temporalio.service import RPCError, RPCStatusCode
 from beluga_airflow.config import TemporalSettings
 from beluga_airflow.errors import InvalidInput, InvalidSetting, TemporalError, TemporalUnavailable
 from beluga_airflow.graph import FlowResult
+from beluga_airflow.temporal.ending import terminated, timed_out, with_undoing
 from beluga_airflow.temporal.flow_workflow import FLOW_FAILED, duration
 from beluga_airflow.temporal.messages import DATA_CONVERTER
 
-__all__ = ["Run", "Target", "cancel", "check", "closed", "connect", "result_of", "start"]
+__all__ = [
+    "Run",
+    "Target",
+    "cancel",
+    "check",
+    "closed",
+    "connect",
+    "open_run",
+    "result_of",
+    "start",
+    "translated",
+    "was_cut_off",
+]
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +89,16 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of a workflow."""
+    """One run of a workflow.
+
+    Args:
+        workflow_id, run_id: its names.
+        closed: whether it is known to have ended; an open one may have ended since.
+    """
 
     workflow_id: str
     run_id: str
+    closed: bool = field(default=False, compare=False)
 
 
 async def connect(target: Target, plugins: Sequence[Any] = ()) -> Client:
@@ -87,7 +113,7 @@ async def connect(target: Target, plugins: Sequence[Any] = ()) -> Client:
         raise InvalidSetting(
             f"{target.address!r} is no address of a Temporal server: write the host alone, without what is before '://'"
         )
-    with _translated(target):
+    with translated(target):
         return await Client.connect(
             target.address,
             namespace=target.namespace,
@@ -108,11 +134,12 @@ async def start(
     task_queue: str,
     summary: str,
     timeout: float | None = None,
+    once: bool = False,
 ) -> Run:
     """Start a workflow, or find the one that was started under this id before.
 
-    A running one is attached to, a completed one is taken as it is; after a failed one a new one starts. So a caller
-    that was lost may call this again.
+    A running one is attached to, a completed one is taken as it is; after one that ended otherwise a new one starts,
+    unless it is to run ``once``. So a caller that was lost may call this again.
 
     Args:
         client, target: connected, and to where.
@@ -122,26 +149,28 @@ async def start(
         task_queue: whose workers run it.
         summary: one line for a reader of the web UI.
         timeout: seconds after which the server ends it, whether any worker has looked at it or not.
+        once: whether one that ended, however it did, is taken as it is.
 
     Raises:
         InvalidInput: the call is too large for Temporal.
         TemporalUnavailable: no server answers.
         TemporalError: the server refuses.
     """
-    with _translated(target):
+    reuse = WorkflowIDReusePolicy.REJECT_DUPLICATE if once else WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
+    with translated(target):
         try:
             handle = await client.start_workflow(
                 workflow,
                 call,
                 id=workflow_id,
                 task_queue=task_queue,
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                id_reuse_policy=reuse,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 static_summary=summary,
                 execution_timeout=None if timeout is None else duration(timeout),
             )
         except WorkflowAlreadyStartedError as error:
-            return Run(workflow_id=workflow_id, run_id=str(error.run_id))
+            return Run(workflow_id=workflow_id, run_id=str(error.run_id), closed=True)
         except ApplicationError as error:
             # our own converter's: nothing was sent
             raise InvalidInput(f"workflow {workflow_id!r} cannot be started: {error.message}") from error
@@ -160,7 +189,7 @@ async def closed(target: Target, run: Run) -> None:
     while True:
         try:
             client = await _shared_client(target)
-            with _translated(target):
+            with translated(target):
                 await _handle(client, run).result()
         except WorkflowFailureError:
             return
@@ -191,11 +220,41 @@ async def result_of(client: Client, target: Target, run: Run) -> Any:
         TemporalUnavailable: no server answers.
         TemporalError: the workflow failed of something else than its flow.
     """
-    try:
-        with _translated(target):
+    with translated(target):
+        try:
             return await _handle(client, run).result()
-    except WorkflowFailureError as error:
-        return _failed(error, run)
+        except WorkflowFailureError as error:
+            return await _failed(client, run, error)
+
+
+async def open_run(client: Client, target: Target, workflow_id: str) -> Run | None:
+    """The run of this id that has not ended; None where there is none.
+
+    Raises:
+        TemporalUnavailable: no server answers.
+        TemporalError: the server refuses.
+    """
+    with translated(target):
+        try:
+            described = await client.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+    is_open = described.status == WorkflowExecutionStatus.RUNNING
+    return Run(workflow_id=workflow_id, run_id=described.run_id) if is_open else None
+
+
+async def was_cut_off(client: Client, target: Target, run: Run) -> bool:
+    """Whether a run was ended from outside, by a person or by the server, before it could say its own end.
+
+    Raises:
+        TemporalUnavailable: no server answers.
+        TemporalError: the server does not know the run, or refuses.
+    """
+    with translated(target):
+        described = await _handle(client, run).describe()
+    return described.status in (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
 
 
 async def cancel(client: Client, target: Target, run: Run) -> None:
@@ -205,7 +264,7 @@ async def cancel(client: Client, target: Target, run: Run) -> None:
         TemporalUnavailable: no server answers.
     """
     try:
-        with _translated(target):
+        with translated(target):
             described = await _handle(client, run).describe()
             # not by its run id: a batch may have gone on under another since
             first = described.raw_description.workflow_execution_info.first_run_id
@@ -225,7 +284,7 @@ async def check(client: Client, target: Target) -> str:
         TemporalUnavailable: no server answers.
         TemporalError: the server refuses, or has no such namespace.
     """
-    with _translated(target):
+    with translated(target):
         await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=target.namespace))
     return f"the Temporal server at {target.address} answers and has the namespace {target.namespace!r}"
 
@@ -235,27 +294,40 @@ def _handle(client: Client, run: Run) -> WorkflowHandle[Any, Any]:
     return client.get_workflow_handle(run.workflow_id, run_id=run.run_id)
 
 
-def _failed(failure: WorkflowFailureError, run: Run) -> dict[str, Any]:
+async def _failed(client: Client, run: Run, failure: WorkflowFailureError) -> dict[str, Any]:
     cause: BaseException | None = failure.cause
     if isinstance(cause, ApplicationError) and cause.type == FLOW_FAILED and cause.details:
         details: dict[str, Any] = cause.details[0]
         return details
+    if not isinstance(cause, CancelledError | TerminatedError | TimeoutError):
+        while cause is not None and cause.__cause__ is not None:
+            cause = cause.__cause__
+        message = getattr(cause, "message", None) or str(cause)
+        raise TemporalError(f"{message} (workflow {run.workflow_id!r}, run {run.run_id})") from failure
+    events = await _history(client, run)
     if isinstance(cause, CancelledError):
-        return FlowResult(status="cancelled", error="the workflow was cancelled").to_json()
-    if isinstance(cause, TerminatedError):
-        # the reason that a person gave, or the server
-        return FlowResult(status="cancelled", error=f"the workflow was terminated: {cause.message}").to_json()
-    if isinstance(cause, TimeoutError):
-        why = "the workflow used up its time on the server; see that a worker serves its task queue"
-        return FlowResult(status="timed_out", error=why).to_json()
-    while cause is not None and cause.__cause__ is not None:
-        cause = cause.__cause__
-    message = getattr(cause, "message", None) or str(cause)
-    raise TemporalError(f"{message} (workflow {run.workflow_id!r}, run {run.run_id})") from failure
+        result = FlowResult(status="cancelled", error="the workflow was cancelled")
+    else:
+        result = terminated(events) if isinstance(cause, TerminatedError) else timed_out(events)
+    return with_undoing(result, events).to_json()
+
+
+async def _history(client: Client, run: Run) -> list[HistoryEvent]:
+    """The events of a closed run, or of the last one that continued it."""
+    latest, run_id = run.run_id, run.run_id
+    while run_id:
+        latest = run_id
+        closing = _handle(client, Run(workflow_id=run.workflow_id, run_id=latest)).fetch_history_events(
+            event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
+        )
+        async for event in closing:
+            run_id = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
+    handle = _handle(client, Run(workflow_id=run.workflow_id, run_id=latest))
+    return [event async for event in handle.fetch_history_events()]
 
 
 @contextmanager
-def _translated(target: Target) -> Iterator[None]:
+def translated(target: Target) -> Iterator[None]:
     where = f"the Temporal server at {target.address}, namespace {target.namespace!r}"
     try:
         yield

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -26,8 +28,16 @@ with workflow.unsafe.imports_passed_through():
     from beluga_airflow.graph import FlowResult, Outcome, Retry, Shape
     from beluga_airflow.graph.progress import Progress
     from beluga_airflow.graph.retry import seconds
+    from beluga_airflow.graph.shape import UNDO, GroupShape
     from beluga_airflow.telemetry import FLOW_SPAN, finish_flow_span, flow_attributes
-    from beluga_airflow.temporal.messages import FLOW_WORKFLOW, MERGE_ACTIVITY, STEP_ACTIVITY, FlowCall, StepCall
+    from beluga_airflow.temporal.messages import (
+        FLOW_WORKFLOW,
+        MERGE_ACTIVITY,
+        STEP_ACTIVITY,
+        UNDO_ACTIVITY,
+        FlowCall,
+        StepCall,
+    )
 
 __all__ = ["FLOW_FAILED", "HEARTBEAT", "FlowWorkflow", "duration", "message_of", "policy"]
 
@@ -35,11 +45,19 @@ FLOW_FAILED = "FlowFailed"
 """Type of the error with which a flow's workflow fails; its details hold the ``FlowResult``."""
 HEARTBEAT = timedelta(seconds=10)
 """How long a worker may be silent before its step is given to another."""
+LEAVING = 15.0
+"""Seconds that cancelled steps have to come to an end: they hear of it with a heartbeat."""
 GRACE = 10.0
 """Seconds beyond a step's timeout, which the step's attempt keeps itself, before the server gives it up."""
 LONGEST = 100 * 365 * 86_400.0
 """Seconds: what is longer does not fit into Temporal's fields, and a workflow that tried would try for ever."""
 MOST_ATTEMPTS = 2**31 - 1
+WAITS = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+GOES_ON = workflow.ActivityCancellationType.TRY_CANCEL
+TURNS = 10
+"""Of the loop, in which what a step's activity returned comes to the step's task: more than it takes."""
+
+T = TypeVar("T")
 
 
 @workflow.defn(name=FLOW_WORKFLOW)
@@ -50,22 +68,24 @@ class FlowWorkflow:
     def __init__(self, call: FlowCall) -> None:
         self._call = call
         self._shape = Shape.from_json(call.shape)
-        self._progress = Progress(self._shape)
+        kept = {step: Outcome.from_json(outcome) for step, outcome in call.kept.items()}
+        self._progress = Progress(self._shape, kept)
 
     @workflow.query
     def progress(self) -> dict[str, Any]:
-        """Which steps have ended, failed, and run now."""
+        """Which steps have ended, failed, run now, and were undone: with why where one could not be."""
         return {
             "finished": list(self._progress.outcomes),
             "failed": dict(self._progress.failures),
             "running": list(self._progress.running),
+            "undone": dict(self._progress.undone),
         }
 
     @workflow.run
     async def run(self, call: FlowCall) -> dict[str, Any]:  # noqa: ARG002  # @workflow.init has read it
         span = _started_span(self._shape)
         try:
-            result = _carried(await self._result())
+            result = await self._result()
         except asyncio.CancelledError:
             _end(span, FlowResult(status="cancelled"))
             raise
@@ -77,29 +97,34 @@ class FlowWorkflow:
         return result.to_json()
 
     async def _result(self) -> FlowResult:
-        assert self._shape.timeout is not None, "a settled shape"
         try:
-            return await asyncio.wait_for(self._to_end(), timeout=min(self._shape.timeout, LONGEST))
-        except builtins.TimeoutError:
-            return self._progress.timed_out()
-
-    async def _to_end(self) -> FlowResult:
-        tasks: dict[asyncio.Task[Outcome], str] = {}
-        try:
-            while True:
-                for step in self._progress.start():
-                    tasks[asyncio.create_task(self._step(step))] = step
-                if not tasks:
-                    break
-                finished, _ = await workflow.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                self._progress.finish({tasks[task]: _ended(task) for task in finished})
-                for task in finished:
-                    del tasks[task]
+            # before anything is undone: a flow that cannot hand over its result has failed
+            result = _carried(await self._in_time())
         except asyncio.CancelledError:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._undone(FlowResult(status="cancelled"))
             raise
+        return result if result.ok else _carried(await self._undone(result))
+
+    async def _in_time(self) -> FlowResult:
+        tasks: dict[asyncio.Task[Any], str | GroupShape] = {}
+        late: GroupShape | None = None
+        try:
+            async with asyncio.timeout(min(self._shape.time, LONGEST)):
+                late = await self._advance(tasks)
+                if late is None:
+                    return await self._end_of(tasks)
+        except builtins.TimeoutError:
+            late = None  # the whole flow is, whatever part of it may be too
+        except asyncio.CancelledError:  # no `finally`: a run that this worker forgets is closed, and must not wait
+            await _through_cancellations(self._abandon(tasks))
+            raise
+        # the flow is over: whoever cancels it from here on changes nothing about how it ended
+        return self._progress.timed_out(late, running=await _through_cancellations(self._abandon(tasks)))
+
+    async def _end_of(self, timers: Mapping[asyncio.Task[Any], str | GroupShape]) -> FlowResult:
+        """The result when nothing runs any more but the timers of nested flows."""
+        for timer in timers:
+            timer.cancel()
         end = self._progress.skipped_end
         if end is None:
             return self._progress.result()
@@ -111,20 +136,61 @@ class FlowWorkflow:
             self._progress.failures[end] = message_of(error)
             return self._progress.result()
 
+    async def _advance(self, tasks: dict[asyncio.Task[Any], str | GroupShape]) -> GroupShape | None:
+        """Run until nothing runs any more; returns a nested flow that used up its time, if one did."""
+        while True:
+            for step in self._progress.start():
+                tasks[asyncio.create_task(self._step(step))] = step
+            for group in self._progress.begun():
+                tasks[asyncio.create_task(asyncio.sleep(min(group.timeout or 0, LONGEST)))] = group
+            if not self._progress.running:
+                return None
+            finished, _ = await workflow.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            ended: dict[str, Outcome | str] = {}
+            groups: list[GroupShape] = []
+            for task in finished:
+                which = tasks.pop(task)
+                if isinstance(which, str):
+                    ended[which] = _ended(task)
+                else:
+                    groups.append(which)
+            self._progress.finish(ended)
+            for group in groups:
+                if not self._progress.closed(group):
+                    return group
+
+    async def _abandon(self, tasks: Mapping[asyncio.Task[Any], str | GroupShape]) -> list[str]:
+        """Cancel what still runs: those steps. What is done all the same counts: it is among what is to be undone."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        ran = [*self._progress.running]
+        steps = {step: task for task, step in tasks.items() if isinstance(step, str)}
+        cut_off = {step: task for step, task in steps.items() if not task.done()}
+        for task in tasks:
+            task.cancel()
+        if cut_off:
+            await workflow.wait(cut_off.values(), timeout=LEAVING)
+        self._progress.finish({step: task.result() for step, task in steps.items() if _is_good(task)})
+        self._progress.cut_off([step for step, task in cut_off.items() if _was_begun(task)])
+        for step, why in self._progress.undone.items():
+            workflow.logger.error("step %r could not be undone: %s", step, why)
+        return ran
+
     async def _step(self, step: str) -> Outcome:
         shape = self._shape.by_name[step]
         assert shape.timeout is not None, "a settled shape"
-        assert shape.retry is not None, "a settled shape"
         outcome: dict[str, Any] = await workflow.execute_activity(
             STEP_ACTIVITY,
             self._call_of(step),
             result_type=dict[str, Any],
-            start_to_close_timeout=duration(shape.timeout + GRACE),
+            start_to_close_timeout=duration(shape.time + GRACE),
             heartbeat_timeout=HEARTBEAT,
-            retry_policy=policy(shape.retry),
+            retry_policy=policy(shape.retries),
             # a replay compares it: by their order alone one step would pass for another
             activity_id=step,
             summary=step,
+            # one that may be done all the same when it is cancelled is among what is to be undone
+            cancellation_type=WAITS if shape.undo else GOES_ON,
         )
         return Outcome.from_json(outcome)
 
@@ -134,18 +200,45 @@ class FlowWorkflow:
             self._call_of(step),
             result_type=dict[str, Any],
             start_to_close_timeout=timedelta(seconds=60),
-            retry_policy=policy(self._shape.by_name[step].retry or Retry()),
+            retry_policy=policy(self._shape.by_name[step].retries),
             activity_id="result",  # no step may have this name
             summary="result",
         )
         return state
 
+    async def _undone(self, result: FlowResult) -> FlowResult:
+        await _through_cancellations(self._undo_all())
+        return self._progress.after_undoing(result)
+
+    async def _undo_all(self) -> None:
+        for step in self._progress.to_undo:
+            try:
+                await self._undo(step)
+                self._progress.undone[step] = None
+            except FailureError as error:
+                self._progress.undone[step] = message_of(error)
+                workflow.logger.error("step %r could not be undone: %s", step, message_of(error))
+
+    async def _undo(self, step: str) -> None:
+        shape = self._shape.by_name[step]
+        assert shape.timeout is not None, "a settled shape"
+        call = self._call_of(step)
+        await workflow.execute_activity(
+            UNDO_ACTIVITY,
+            replace(call, outputs={**call.outputs, step: self._progress.outputs[step]}),
+            start_to_close_timeout=duration(shape.time + GRACE),
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=policy(shape.retries),
+            activity_id=f"{step}.{UNDO}",
+            summary=f"{step}.{UNDO}",
+        )
+
     def _call_of(self, step: str) -> StepCall:
         shape = self._shape.by_name[step]
         return StepCall(
             path=self._call.path,
-            place=self._shape.places[step].to_json(),
-            retry=(shape.retry or Retry()).to_json(),
+            place=self._shape.place(step).to_json(),
+            retry=shape.retries.to_json(),
             timeout=shape.timeout,
             inputs=self._call.inputs,
             outputs=self._progress.outputs_before(step),
@@ -189,6 +282,27 @@ def _carried(result: FlowResult) -> FlowResult:
     except ApplicationError as error:
         return replace(result, status="failed", data={}, error=f"the flow's result cannot be returned: {error.message}")
     return result
+
+
+async def _through_cancellations(work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns: a task of its own, since whoever cancels the run by now must not leave it half done."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await workflow.wait([task])
+    return task.result()
+
+
+def _is_good(task: asyncio.Task[Outcome]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _was_begun(task: asyncio.Task[Outcome]) -> bool:
+    """Whether a worker had begun a step that was cancelled: one that waits for a worker or its next attempt has not."""
+    if not task.done():
+        return True
+    error = None if task.cancelled() else task.exception()
+    return isinstance(error, ActivityError) and error.started_event_id > 0
 
 
 def _ended(task: asyncio.Task[Outcome]) -> Outcome | str:

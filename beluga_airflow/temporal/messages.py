@@ -24,6 +24,7 @@ __all__ = [
     "MERGE_ACTIVITY",
     "PREPARE_ACTIVITY",
     "STEP_ACTIVITY",
+    "UNDO_ACTIVITY",
     "BatchCall",
     "FlowCall",
     "ItemCall",
@@ -34,6 +35,7 @@ FLOW_WORKFLOW = "beluga.flow"
 BATCH_WORKFLOW = "beluga.batch"
 STEP_ACTIVITY = "beluga.step"
 MERGE_ACTIVITY = "beluga.merge"
+UNDO_ACTIVITY = "beluga.undo"
 PREPARE_ACTIVITY = "beluga.prepare"
 ITEM_ACTIVITY = "beluga.item"
 
@@ -79,6 +81,7 @@ class FlowCall:
         inputs: the flow's input.
         scope, generation, run: the run's identity.
         llm_conn_id, state_conn_id: names of connections; what they hold stays on the worker.
+        kept: outcomes of another run, as JSON, for steps that are not to run again.
     """
 
     path: str
@@ -89,11 +92,12 @@ class FlowCall:
     run: str = ""
     llm_conn_id: str | None = None
     state_conn_id: str | None = None
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCall:
-    """The input of the activity that runs one attempt of one step."""
+    """The input of the activity that runs one attempt of one step, or undoes it once."""
 
     path: str
     place: dict[str, Any]

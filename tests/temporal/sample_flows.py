@@ -360,3 +360,39 @@ def wait_for_file(data: dict[str, Any], context: StepContext) -> None:
 
 
 gated = Chain("gated").add_step("wait", wait_for_file, retry=Retry(maximum_attempts=1)).add_step("end", write_down)
+
+
+def pass_gates(data: dict[str, Any], context: StepContext) -> dict[str, Any]:
+    """A step, or what undoes one: tells other processes when it begins and what it has done, and waits at its gates."""
+    for place in ("begins", "did"):
+        with Path(data["log"]).open("a") as file:
+            file.write(f"{place} {context.step} {context.idempotency_key} {os.getpid()}\n")
+        gate = data.get("gates", {}).get(f"{place} {context.step}")
+        while gate and not Path(gate).exists():
+            time.sleep(0.02)
+    if context.attempt <= data.get("fails", {}).get(context.step, 0):
+        raise ConnectionError("the bank is closed")
+    if context.step in data.get("refuses", ()):
+        raise InvalidInput(f"{context.step} cannot be")
+    return {context.step: context.idempotency_key}
+
+
+paid = (
+    Chain("paid", retry=QUICK)
+    .add_step("reserve", pass_gates, compensate=pass_gates)
+    .add_step("pay", pass_gates, compensate=pass_gates)
+    .add_step("fulfil", pass_gates)
+)
+
+
+def paid_first(name: str, **options: Any) -> Chain:
+    return (
+        Chain(name, retry=QUICK, **options)
+        .add_step("pay", pass_gates, compensate=pass_gates)
+        .add_step("fulfil", pass_gates)
+    )
+
+
+untimed = paid_first("untimed")
+timed = paid_first("timed", timeout=1.0)
+timed_inside = Chain("timed-inside").add_step("order", paid_first("order", timeout=1.0))

@@ -26,7 +26,7 @@ from tests.temporal.conftest import FLOWS, OwnBackends, Side
 def step_call(name: str, step: str, inputs: dict[str, Any], **changes: Any) -> StepCall:
     given: dict[str, Any] = {
         "path": f"{FLOWS}:{name}",
-        "place": load_flow(f"{FLOWS}:{name}").check().places[step].to_json(),
+        "place": load_flow(f"{FLOWS}:{name}").check().place(step).to_json(),
         "retry": Retry(maximum_attempts=2).to_json(),
         "timeout": 30.0,
         "inputs": inputs,
@@ -138,6 +138,18 @@ async def test_it_shows_signs_of_life_and_hears_that_it_is_cancelled(
     await asyncio.wait([running])
     assert running.cancelled()
     assert sample_flows.seen[token] == ["began", "cancelled"]
+
+
+async def test_a_step_that_the_code_cannot_undo_any_more_says_what_to_do(activities: Activities) -> None:
+    call = step_call("paid", "fulfil", {}, outputs={"fulfil": {}})
+    with pytest.raises(ApplicationError) as caught:
+        await environment().run(activities.undo, call)
+    assert caught.value.message == (
+        f"InvalidFlow: step 'fulfil' of flow '{FLOWS}:paid' has no compensate= in this worker's code, but the run "
+        "began with one; undo it by hand, and keep the code that has it deployed until the runs that began with it "
+        "have ended"
+    )
+    assert caught.value.non_retryable
 
 
 async def test_an_item_is_stored_as_it_ended(activities: Activities, backends: OwnBackends, token: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.worker import Replayer
 
+from beluga_airflow import FlowResult
 from beluga_airflow.errors import StateUnavailable, TemporalError
 from beluga_airflow.state.memory import MemoryStore
 from beluga_airflow.temporal import batch_workflow
@@ -106,6 +107,22 @@ async def test_a_lost_item_is_one_failed_line(side: Side, token: str) -> None:
     assert (before["status"], after["status"]) == ("completed", "completed")
     assert (lost["index"], lost["key"], lost["status"]) == (1, "item 1", "failed")
     assert lost["error"].startswith(f"StateError: item 1 of batch {batch.name!r} is not in the state store memory://")
+
+
+async def test_an_item_whose_flow_changed_while_it_was_undone_is_one_failed_line(side: Side, token: str) -> None:
+    batch, call = await staged(side, "by_size", [{"token": token, "size": size} for size in (1, 2)])
+    ended = FlowResult(status="failed", error="no truck", steps={"pay": "completed", "ship": "failed"})
+    await batch.checkpoint(1, "of-other-code").save("undo", ended.to_json())
+    async with side.worker():
+        run = await side.start(BATCH_WORKFLOW, call)
+        returned = await side.returned(run)
+    assert returned["statuses"] == {"completed": 1, "failed": 1}
+    error = (await lines(batch, returned))[1]["error"]
+    assert error.startswith("InvalidFlow: the flow of this item was changed (from of-other-code to ")
+    assert "and not undone: pay; undo by hand what must be" in error
+    assert sample_flows.seen[token] == [1]
+    # to prepare, and each item: no other attempt would find anything else
+    assert await _attempts(side, run) == [1, 1, 1]
 
 
 async def test_why_items_were_lost_is_kept_of_so_many(side: Side, token: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,18 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from beluga_airflow.errors import InvalidInput, InvalidSetting, TemporalError, TemporalUnavailable
 from beluga_airflow.temporal import client as module
-from beluga_airflow.temporal.client import Run, Target, cancel, check, closed, connect, result_of, start
+from beluga_airflow.temporal.client import (
+    Run,
+    Target,
+    cancel,
+    check,
+    closed,
+    connect,
+    open_run,
+    result_of,
+    start,
+    was_cut_off,
+)
 from beluga_airflow.temporal.messages import FLOW_WORKFLOW
 from beluga_airflow.testing import TemporalServer
 from tests.temporal import sample_flows
@@ -52,12 +63,33 @@ async def test_after_a_failed_workflow_a_new_one_starts(side: Side, token: str) 
     assert (await side.result(first)).status == "failed"
 
 
+@pytest.mark.parametrize("flow", ["branches", "refused"])
+async def test_what_is_to_run_once_is_taken_as_it_ended(side: Side, token: str, flow: str) -> None:
+    call = side.call(flow, {"token": token})
+    where: dict[str, Any] = {"workflow_id": token, "task_queue": side.target.task_queue, "summary": "a test"}
+    async with side.worker():
+        first = await start(side.client, side.target, FLOW_WORKFLOW, call, **where, once=True)
+        assert not first.closed
+        assert await open_run(side.client, side.target, token) == first
+        result = await side.result(first)
+        again = await start(side.client, side.target, FLOW_WORKFLOW, call, **where, once=True)
+    assert (again, again.closed) == (first, True)
+    assert await open_run(side.client, side.target, token) is None
+    assert not await was_cut_off(side.client, side.target, again)
+    assert await side.result(again) == result
+
+
+async def test_what_was_never_started_is_not_open(side: Side, token: str) -> None:
+    assert await open_run(side.client, side.target, token) is None
+
+
 async def test_after_a_terminated_workflow_a_new_one_starts(side: Side, token: str) -> None:
     call = side.call("branches", {"token": token})
     first = await side.start(FLOW_WORKFLOW, call, token)
     await side.handle(first).terminate(reason="somebody pulled the plug")
     again = await side.start(FLOW_WORKFLOW, call, token)
     assert again.run_id != first.run_id
+    assert await was_cut_off(side.client, side.target, first)
     async with side.worker():
         assert (await side.result(again)).status == "completed"
     lost = await side.result(first)
@@ -75,7 +107,8 @@ async def test_a_workflow_that_the_server_ended_is_timed_out(side: Side, token: 
     result = await side.result(Run(workflow_id=token, run_id=str(handle.first_execution_run_id)))
     assert (result.status, result.error) == (
         "timed_out",
-        "the workflow used up its time on the server; see that a worker serves its task queue",
+        "the Temporal server ended the workflow after 1 s: no worker took it, so that none of its steps was run or "
+        f"undone; see that a worker serves its task queue '{side.target.task_queue}', then run the flow again",
     )
 
 
@@ -211,7 +244,7 @@ async def test_check_tells_whether_there_is_such_a_namespace(side: Side, tempora
 @pytest.mark.parametrize("status", RPCStatusCode)
 def test_every_status_of_the_server_becomes_an_error_of_ours(status: RPCStatusCode) -> None:
     target = Target(address="temporal.example:7233", api_key="key-4711")
-    with pytest.raises(TemporalError) as caught, module._translated(target):
+    with pytest.raises(TemporalError) as caught, module.translated(target):
         raise RPCError("the server's words", status, b"")
     assert isinstance(caught.value, TemporalUnavailable) is (status in module.AWAY)
     assert status.name in str(caught.value)
@@ -240,6 +273,8 @@ async def test_a_server_that_dies_refuses_what_is_asked_of_it(token: str) -> Non
             result_of(side.client, target, run),
             cancel(side.client, target, run),
             check(side.client, target),
+            open_run(side.client, target, run.workflow_id),
+            was_cut_off(side.client, target, run),
         )
         answers = await asyncio.gather(*asked, return_exceptions=True)
-    assert [type(answer) for answer in answers] == [TemporalUnavailable] * 4
+    assert [type(answer) for answer in answers] == [TemporalUnavailable] * 6

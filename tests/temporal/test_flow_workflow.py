@@ -11,7 +11,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from beluga_airflow import Chain, FlowResult, run
+from beluga_airflow import Chain, FlowResult, Graph, run
 from beluga_airflow.config import Settings
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.graph.progress import Progress
@@ -223,11 +223,30 @@ async def test_what_is_too_large_fails_clearly_and_at_once(side: Side, token: st
     assert sample_flows.seen[token].count("large") <= 3
 
 
+too_large_to_return = Graph("too-large-to-return").add_node(
+    "pay", sample_flows.mark("pay"), compensate=sample_flows.mark("pay.undo")
+)
+for branch in ("a", "b", "c"):
+    too_large_to_return.add_node(branch, sample_flows.large(branch, 800_000)).add_edge("pay", branch)
+
+
+async def test_a_flow_that_cannot_hand_over_its_result_is_undone(side: Side, token: str) -> None:
+    shape = Settings().settle(too_large_to_return.check(), durable=True).to_json()
+    async with side.worker():
+        path = f"{__name__}:too_large_to_return"
+        result, run = await side.run("branches", {"token": token}, path=path, shape=shape)
+        history = await side.handle(run).fetch_history()
+    assert (result.status, result.data, result.undone) == ("failed", {}, {"pay": "undone"})
+    assert str(result.error).startswith("the flow's result cannot be returned: TooLarge: 2.4 MB of data in one piece")
+    assert sorted(sample_flows.seen[token]) == ["large", "large", "large", "pay", "pay.undo"]
+    await _replayer().replay_workflow(history)
+
+
 async def test_more_in_flight_than_the_server_takes_in_one_go_ends_with_its_reason(side: Side, token: str) -> None:
     async with side.worker():
         result, _ = await side.run("branches_at_once", {"token": token, "text": "a" * 1_900_000})
-    assert result.status == "cancelled"
-    assert "terminated: " in str(result.error)
+    assert result.status == "failed"
+    assert str(result.error).startswith("the Temporal server ended the workflow: ")
 
 
 @pytest.mark.parametrize("file", HISTORIES, ids=[file.stem for file in HISTORIES])

@@ -59,9 +59,9 @@ FAULTS: dict[str, tuple[Connections, list[str], str]] = {
         "connection 'ours' is of type 'http', it must be of type 'temporal'",
     ),
     "a state store that nobody serves": (
-        {"beluga_state_default": {"conn_type": "beluga_state", "extra": {"url": "redis://:pass-4711@host"}}},
+        {"beluga_state_default": {"conn_type": "beluga_state", "extra": {"url": "mysql://:pass-4711@host"}}},
         [],
-        "no state store serves a URL that begins with 'redis'",
+        "no state store serves a URL that begins with 'mysql'",
     ),
     "no concurrency": ({}, ["--concurrency", "0"], "the worker's concurrency is 0, it must be 1 or more"),
 }
