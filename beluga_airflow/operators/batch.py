@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Context
 
-from beluga_airflow.config import Settings
 from beluga_airflow.errors import BelugaError, InvalidInput, InvalidSetting, TemporalError
-from beluga_airflow.execute.values import to_json
 from beluga_airflow.graph import FlowResult, Identity
-from beluga_airflow.hooks.backends import AirflowBackends
-from beluga_airflow.operators.items import check_place, items_of, published
-from beluga_airflow.operators.runs import failing_for_good, generation_of, run_name, run_parts
-from beluga_airflow.operators.temporal import TemporalOperator
+from beluga_airflow.operators.generation import generation
+from beluga_airflow.operators.runs import run_name, run_parts
+from beluga_airflow.operators.waiting import OnTemporal
 
 if TYPE_CHECKING:
     from beluga_airflow.temporal.batch import Batch, Item
@@ -25,13 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["TemporalBatchOperator"]
 
 
-class TemporalBatchOperator(TemporalOperator):
+class TemporalBatchOperator(OnTemporal):
     """Runs a flow for each of many items on Temporal; each comes to its own end, and none stops the others.
 
     The task stores the items in the state store, starts one workflow, and waits in the triggerer. When all have ended
     it writes a line a item to ``results_path``, in the order of the input, and returns a manifest: counts by status,
     decisions, tokens, cost, duration, the path. An Airflow retry goes on with what has not ended; a clear runs all
-    again, with the same idempotency keys where there is a business key.
+    again, once what ran before has ended, with the same idempotency keys.
 
     Args:
         flow: the flow, at the top level of a module that the worker can import, or its import path.
@@ -67,33 +64,34 @@ class TemporalBatchOperator(TemporalOperator):
         self.results_path = results_path
         self.max_in_flight = max_in_flight
 
-    async def aexecute(self, context: Context) -> None:
-        """Store the items, start the workflow, and wait for it in the triggerer."""
+    async def started(self, context: Context) -> Any:
+        from beluga_airflow.config import Settings
         from beluga_airflow.temporal.messages import BATCH_WORKFLOW, BatchCall
 
-        try:
-            name = self._name(context)
-            total = await self._stage(context, name)
-            shape = Settings().settle(self.flow.check())
-            assert shape.timeout is not None, "settled"
+        shape = Settings().settle(self.flow.check())
+        async with generation(context) as number:
+            name = f"{run_name(context)}@{number}"
+            earlier = (f"{run_name(context)}@{cleared}" for cleared in reversed(range(number)))
+            await self.end_earlier(context, number, earlier)
             call = BatchCall(
                 path=self.flow_path,
                 batch=name,
-                total=total,
-                item_timeout=shape.timeout,
+                total=await self._stage(context, name),
+                item_timeout=shape.time + shape.longest_undoing,
                 max_in_flight=self.max_in_flight,
-                generation=generation_of(context),
+                generation=number,
                 llm_conn_id=self.llm_conn_id,
                 state_conn_id=self.state_conn_id,
             )
-            await self.start_and_defer(context, BATCH_WORKFLOW, call, workflow_id=name)
-        except BelugaError as error:
-            raise failing_for_good(error) from error
+            run = await self.start(context, number, BATCH_WORKFLOW, call, workflow_id=name)
+            return await self.wait(context, run)
 
     async def completed(self, context: Context, run: Run, returned: Any) -> dict[str, Any]:  # noqa: ARG002  # for flows
         """Publish the results and return the manifest."""
         if returned.get("error"):
             raise TemporalError(f"the batch did not end: {returned['error']}")
+        from beluga_airflow.hooks.backends import AirflowBackends
+        from beluga_airflow.operators.items import published
         from beluga_airflow.temporal.batch import Batch
 
         async with AirflowBackends() as backends:
@@ -115,6 +113,8 @@ class TemporalBatchOperator(TemporalOperator):
         }
 
     async def _stage(self, context: Context, name: str) -> int:
+        from beluga_airflow.hooks.backends import AirflowBackends
+        from beluga_airflow.operators.items import check_place
         from beluga_airflow.temporal.batch import Batch
 
         async with AirflowBackends() as backends:
@@ -133,6 +133,8 @@ class TemporalBatchOperator(TemporalOperator):
         return staged
 
     async def _items(self, context: Context, batch: Batch) -> AsyncIterator[Item]:
+        from beluga_airflow.execute.values import to_json
+        from beluga_airflow.operators.items import items_of
         from beluga_airflow.temporal.batch import Item
 
         seen: set[str] = set()
@@ -164,9 +166,6 @@ class TemporalBatchOperator(TemporalOperator):
         if value is None or str(value).strip() == "":
             raise InvalidInput(f"it has no {self.key!r}, which key= names as its business key")
         return str(value), Identity.of(self.flow.name, value).scope
-
-    def _name(self, context: Context) -> str:
-        return run_name(context) + f"@{generation_of(context)}"
 
     def _path(self, store_url: str, name: str) -> Path:
         if self.results_path:

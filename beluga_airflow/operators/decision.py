@@ -79,12 +79,12 @@ class LLMDecisionOperator(InTaskOperator):
         decision = Decision(question, reads=reads, output_key="answer", **self.bounds)
         return Chain("decision", retry=self.retry).add_step(STEP, decision)
 
-    async def aexecute(self, context: Context) -> Any:
+    async def work(self, context: Context) -> Any:
         """Come to the answer."""
         try:
             data = mapping_of(self.data)
             chain = self._chain(self.question, sorted(data))
-            result = await self.run_flow(context, chain, data, owner=self.task_id)
+            result, _ = await self.run_flow(context, chain, data, owner=self.task_id)
         except BelugaError as error:
             raise failing_for_good(error) from error
         answer = ended(result)["data"]["answer"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from airflow.sdk import BaseAsyncOperator, Context
+from airflow.sdk import Context
 
-from beluga_airflow.config import Settings
 from beluga_airflow.errors import BelugaError
-from beluga_airflow.graph import Chain, Flow, FlowResult, Graph
-from beluga_airflow.hooks.backends import AirflowBackends
+from beluga_airflow.graph import Chain, Flow, FlowResult, Graph, Outcome
+from beluga_airflow.graph.earlier import EarlierRun
 from beluga_airflow.hooks.llm import LLMHook
 from beluga_airflow.hooks.state import StateHook
-from beluga_airflow.local import run_with
-from beluga_airflow.operators.checkpoint import TaskCheckpoint
+from beluga_airflow.operators.again import Again, identity_behind, leave
+from beluga_airflow.operators.endable import Endable
+from beluga_airflow.operators.generation import generation
 from beluga_airflow.operators.runs import (
     checked_flow,
     ended,
@@ -28,7 +29,7 @@ from beluga_airflow.operators.runs import (
 __all__ = ["ChainOperator", "GraphOperator", "InTaskOperator"]
 
 
-class InTaskOperator(BaseAsyncOperator):
+class InTaskOperator(Endable):
     """What operators share that run a flow in their own task.
 
     Args:
@@ -37,6 +38,8 @@ class InTaskOperator(BaseAsyncOperator):
         llm_conn_id: for decisions that name no connection.
         state_conn_id: where records of decisions are kept.
     """
+
+    left = "its finished steps are not undone; a retry, where the task has one left, goes on behind them"
 
     def __init__(
         self,
@@ -52,7 +55,15 @@ class InTaskOperator(BaseAsyncOperator):
         self.llm_conn_id = llm_conn_id
         self.state_conn_id = state_conn_id
 
-    async def run_flow(self, context: Context, flow: Flow, inputs: Mapping[str, Any], *, owner: str) -> FlowResult:
+    async def run_flow(
+        self,
+        context: Context,
+        flow: Flow,
+        inputs: Mapping[str, Any],
+        *,
+        owner: str,
+        stands: EarlierRun | None = None,
+    ) -> tuple[FlowResult, EarlierRun]:
         """Run ``flow`` here; an earlier attempt's finished steps are not run again.
 
         Args:
@@ -60,19 +71,51 @@ class InTaskOperator(BaseAsyncOperator):
             flow: a checked flow.
             inputs: its input.
             owner: whose business keys these are, in idempotency keys.
+            stands: of an earlier run, where this is a run again.
+
+        Returns:
+            how it ended, and what it leaves for a later run.
         """
-        identity = identity_of(context, owner, inputs, key=self.key, key_is_field=self.key_is_field)
-        async with AirflowBackends() as backends:
+        # the runtime, which no DAG file needs when it is parsed
+        from beluga_airflow.config import Settings
+        from beluga_airflow.execute.values import to_json
+        from beluga_airflow.hooks.backends import AirflowBackends
+        from beluga_airflow.local import run_with
+        from beluga_airflow.operators.checkpoint import TaskCheckpoint
+
+        shape = flow.check()
+        data = to_json(inputs, f"the input of flow {flow.name!r}")
+        async with generation(context) as number, AirflowBackends() as backends:
+            identity = identity_of(
+                context, owner, data, key=self.key, key_is_field=self.key_is_field, generation=number
+            )
+            if stands is not None:
+                identity = identity_behind(stands, identity, context)
             resources = await backends.resources(llm_conn_id=self.llm_conn_id, state_conn_id=self.state_conn_id)
             await resources.ready_for(flow)
-            return await run_with(
+            checkpoint = TaskCheckpoint(context, shape, number, resources.state, backends.airflow)
+            result = await run_with(
                 flow,
-                inputs,
+                data,
                 identity=identity,
                 resources=resources,
                 settings=Settings(),
-                checkpoint=TaskCheckpoint(context, flow.check(), resources.state, backends.airflow),
+                checkpoint=checkpoint,
+                kept=stands.outcomes if stands else None,
+                # a task that is told to end may have been lost with its machine: a retry goes on
+                gives_up=lambda: False,
             )
+        finished = {step: entry for step, entry in checkpoint.entries.items() if step in shape.order}
+        return result, EarlierRun(
+            fingerprint=shape.fingerprint,
+            inputs=data,
+            scope=identity.scope,
+            outcomes={
+                **(stands.outcomes if stands else {}),
+                **{step: Outcome.from_json(entry) for step, entry in finished.items()},
+            },
+            undone=result.undone,
+        )
 
 
 class FlowOperator(InTaskOperator):
@@ -85,27 +128,54 @@ class FlowOperator(InTaskOperator):
     Args:
         flow: the flow, or its import path ``"package.module:name"``.
         inputs: the flow's input, a mapping or its JSON text; templated.
+        again_from, again_run: run again from this step (or nested flow's node), with the input that this task had in
+            that DAG run (its id), and take what the steps that do not follow from it did there; templated, nothing:
+            run whole.
         key, llm_conn_id, state_conn_id: see ``InTaskOperator``; ``key`` is templated.
     """
 
-    template_fields: Sequence[str] = ("inputs", "key")
+    template_fields: Sequence[str] = ("inputs", "key", "again_from", "again_run")
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
     ui_color = "#e8f0fe"
     flow_kind: ClassVar[type[Flow]] = Flow
 
-    def __init__(self, *, flow: Flow | str, inputs: Mapping[str, Any] | Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        flow: Flow | str,
+        inputs: Mapping[str, Any] | Any = None,
+        again_from: str | None = None,
+        again_run: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.flow = checked_flow(flow, kind=self.flow_kind)
         self.inputs = inputs
+        self.again_from = again_from
+        self.again_run = again_run
 
-    async def aexecute(self, context: Context) -> dict[str, Any]:
+    async def work(self, context: Context) -> dict[str, Any]:
         """Run the flow."""
         try:
-            result = await self.run_flow(context, self.flow, mapping_of(self.inputs), owner=self.flow.name)
+            again, inputs = Again(self.again_from, self.again_run), mapping_of(self.inputs)
+            stands = await self._stands(context, again, inputs) if again else None
+            inputs = stands.inputs if stands else inputs
+            result, run = await self.run_flow(context, self.flow, inputs, owner=self.flow.name, stands=stands)
         except BelugaError as error:
             raise failing_for_good(error) from error
+        leave(context, run)
         push_decisions(context, result)
         return ended(result)
+
+    async def _stands(self, context: Context, again: Again, given: Mapping[str, Any]) -> EarlierRun:
+        """What stands of the run that is to be run again."""
+        from beluga_airflow.execute.values import to_json
+
+        given = to_json(given, f"the input of flow {self.flow.name!r}")
+        earlier = await asyncio.to_thread(again.left, context)
+        return again.begun(
+            context, self.flow.check(), earlier, given=given, key=self.key, key_is_field=self.key_is_field
+        )
 
 
 class ChainOperator(FlowOperator):

@@ -17,7 +17,6 @@ __all__ = [
     "checked_flow",
     "ended",
     "failing_for_good",
-    "generation_of",
     "identity_of",
     "is_template",
     "mapping_of",
@@ -42,12 +41,6 @@ def checked_flow(flow: Flow | str, *, kind: type[Flow] = Flow) -> Flow:
         raise InvalidSetting(f"flow= is a {type(found).__name__}, it must be {wanted}, or the import path of one")
     found.check()
     return found
-
-
-def generation_of(context: Context) -> int:
-    """How often a user has cleared this task: a retry keeps it, a clear raises it."""
-    ti = context["ti"]
-    return max(0, int(ti.max_tries) - int(ti.task.retries or 0))
 
 
 def run_parts(context: Context) -> tuple[str, str, str, int]:
@@ -92,13 +85,20 @@ def is_template(value: object) -> bool:
     return not isinstance(value, str) or "{{" in value or "{%" in value
 
 
-def identity_of(context: Context, flow: str, inputs: Mapping[str, Any], *, key: Any, key_is_field: bool) -> Identity:
+def identity_of(
+    context: Context,
+    flow: str,
+    inputs: Mapping[str, Any],
+    *,
+    key: Any,
+    key_is_field: bool,
+    generation: int,
+) -> Identity:
     """The identity of a run: by business key where there is one, else by dag, run, task and map index.
 
     Raises:
         InvalidInput: the business key is empty or missing.
     """
-    generation = generation_of(context)
     if key is None:
         return Identity.of(*run_parts(context), generation=generation)
     if key_is_field:

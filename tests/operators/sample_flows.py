@@ -53,6 +53,16 @@ def fragile(data: dict[str, Any]) -> dict[str, Any]:
     return {"paid": True}
 
 
+def idle(data: dict[str, Any]) -> None:
+    pass
+
+
+def refund(data: dict[str, Any], context: StepContext) -> None:
+    told(f"refund {data['idempotency_key']} by {context.idempotency_key}", data)
+    if data.get("end") == "no refund":
+        raise InvalidInput("the account is closed")
+
+
 def flaky(data: dict[str, Any], context: StepContext) -> dict[str, Any]:
     told("flaky", data)
     if context.attempt < 3:
@@ -139,6 +149,26 @@ fallen_back = Chain("fallen-back", retry=ONCE).add_step("fraud", careful)
 stopped = Chain("stopped").add_step("stock", out_of_stock).add_step("charge", charge)
 retried = Chain("retried", retry=QUICK).add_step("flaky", flaky)
 used_up = Chain("used-up", retry=QUICK).add_step("pay", fragile)
+used_up_late = (
+    Chain("used-up-late", retry=ONCE)
+    .add_step("validate", validate)
+    .add_step("charge", charge)
+    .add_step("fulfil", fragile)
+)
+pair = (
+    Graph("pair")
+    .add_node("validate", validate)
+    .add_node("charge", charge)
+    .add_node("fulfil", fragile)
+    .add_edge("validate", "charge")
+    .add_edge("validate", "fulfil")
+)
+refunded = (
+    Chain("refunded", retry=ONCE)
+    .add_step("validate", validate)
+    .add_step("charge", charge, compensate=refund)
+    .add_step("fulfil", fragile)
+)
 late = Chain("late", timeout=0.2).add_step("never", never)
 sizeable = Chain("sizeable", retry=ONCE).add_step("big", big).add_step("sized", sized).add_step("pay", fragile)
 gated = Chain("gated").add_step("wait", at_gate).add_step("charge", charge)

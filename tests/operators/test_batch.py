@@ -76,6 +76,7 @@ async def test_every_item_comes_to_its_own_end(side: Side, token: str, state_fil
         "error": None,
         "steps": {"treated": "completed", "charge": "completed"},
         "decisions": {},
+        "undone": {},
     }
     assert lines[2]["error"] == "step 'treated' failed: InvalidInput: the item is not good"
     assert lines[3]["error"] == "step 'treated' failed: ConnectionError: the bank is closed"
@@ -178,12 +179,13 @@ async def test_items_that_cannot_be_run_are_failed_lines(side: Side, token: str)
     assert sorted(flows.seen[token]) == ["0", "1", "charge", "charge"]
 
 
-async def test_any_text_goes_through(side: Side, token: str) -> None:
+async def test_any_text_goes_through_and_what_is_none_fails_alone(side: Side, token: str) -> None:
     end = await side.run_to_end(operator(f"{PATH}:texts", items_args={"token": token}, key="order_id"))
-    lines = lines_of(end.return_value["results"])
-    assert [line["data"]["id"] for line in lines] == flows.TEXTS
-    assert [line["key"] for line in lines] == flows.TEXTS
-    assert end.return_value["statuses"] == {"completed": len(flows.TEXTS)}
+    half, *lines = lines_of(end.return_value["results"])
+    assert [line["data"]["id"] for line in lines] == flows.TEXTS[1:]
+    assert [line["key"] for line in lines] == flows.TEXTS[1:]
+    assert end.return_value["statuses"] == {"completed": len(flows.TEXTS) - 1, "failed": 1}
+    assert "item 0['id'] has half a character in it (a lone surrogate), which is no text" in half["error"]
 
 
 async def test_two_items_with_one_key_are_an_error(side: Side, token: str) -> None:

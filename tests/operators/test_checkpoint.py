@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from beluga_airflow import Chain, Graph
+from beluga_airflow import Chain, Graph, Retry
+from beluga_airflow.graph import Flow
 from beluga_airflow.llm.model_server import ModelServer
 from beluga_airflow.operators import checkpoint
 from beluga_airflow.operators.flow import ChainOperator, GraphOperator
@@ -41,7 +44,7 @@ def lost_after(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def kept_steps(run: TaskRun) -> list[str]:
-    return [name.rpartition("/")[2] for name in run.task_state]
+    return [name.rpartition("/")[2] for name in run.task_state if name.count("/") > 1]
 
 
 def test_a_lost_task_goes_on_at_the_first_unfinished_step(
@@ -90,15 +93,127 @@ def test_a_clear_begins_anew_with_the_same_keys(runner: OperatorRunner, token: s
     assert (model_server.calls, len(flows.seen[token])) == (2, 2)
 
 
-def test_a_changed_flow_begins_anew(runner: OperatorRunner, token: str) -> None:
+def deployed(lost: TaskRun, flow: Flow, inputs: dict[str, Any]) -> TaskRun:
+    """A task whose next attempt finds other code."""
+    with DAG("test-dag", schedule=None):
+        operator = ChainOperator(task_id="t", flow=flow, inputs=inputs, retries=1)
+    return replace(lost, _attempt=replace(lost._attempt, operator=operator))
+
+
+def test_a_changed_flow_begins_anew(runner: OperatorRunner, token: str, caplog: pytest.LogCaptureFixture) -> None:
     inputs = {"order_id": "o-1", "token": token}
     first = runner.run(ChainOperator(task_id="t", flow=flows.chain, inputs=inputs, retries=1))
-    changed = Chain("order-chain").add_step("validate", flows.validate, timeout=7).add_step("charge", flows.charge)
-    with DAG("test-dag", schedule=None):
-        deployed = ChainOperator(task_id="t", flow=changed, inputs=inputs, retries=1)
-    lost = first.lose()
-    assert replace(lost, _attempt=replace(lost._attempt, operator=deployed)).retry().state == "success"
-    assert flows.seen[token] == ["validate", "charge", "validate", "charge"]
+    changed = Chain("order-chain").add_step("validate", flows.validate).add_step("more", flows.idle)
+    again = deployed(first.lose(), changed.add_step("charge", flows.charge), inputs).retry()
+    assert (again.state, flows.seen[token]) == ("success", ["validate", "charge", "validate", "charge"])
+    told = caplog.text
+    assert "flow 'order-chain' has changed since the last attempt" in told
+    assert "it runs from its beginning, with the same idempotency keys" in told
+
+
+def test_a_flow_that_is_changed_back_begins_anew_too(runner: OperatorRunner, token: str, lost_after: Any) -> None:
+    inputs = {"order_id": "o-1", "token": token}
+    first = runner.run(ChainOperator(task_id="t", flow=flows.chain, inputs=inputs, retries=3))
+    changed = Chain("order-chain").add_step("validate", flows.validate).add_step("more", flows.idle)
+    lost_after("validate")
+    second = deployed(first.lose(), changed.add_step("charge", flows.charge), inputs).retry()
+    third = deployed(second.lose(), flows.chain, inputs).retry()
+    lost_after(None)
+    fourth = third.lose().retry()
+    # what the first attempt kept of "charge" is not taken for the third's
+    assert (fourth.state, flows.seen[token]) == ("success", ["validate", "charge", "validate", "validate", "charge"])
+
+
+def test_a_flow_that_is_changed_while_it_is_undone_never_goes_forward(
+    runner: OperatorRunner, token: str, lost_after: Any
+) -> None:
+    inputs = {"order_id": "o-1", "token": token}
+    undos: list[str] = []
+
+    def fails(data: dict[str, Any]) -> None:
+        raise ConnectionError("no courier")
+
+    def made(*more: str) -> Chain:
+        flow = Chain("order-chain", retry=Retry(maximum_attempts=1))
+        for name in ("reserve", "charge"):
+            flow.add_step(name, flows.idle, compensate=lambda data, name=name: undos.append(name))
+        for name in more:
+            flow.add_step(name, flows.idle)
+        return flow.add_step("ship", fails)
+
+    lost_after("charge.undo")
+    first = runner.run(ChainOperator(task_id="t", flow=made(), inputs=inputs, retries=1))
+    assert undos == ["charge"]
+    lost_after(None)
+    second = deployed(first.lose(), made("wrap"), inputs).retry()
+    assert (second.state, undos) == ("failed", ["charge"])
+    assert "was changed" in str(second.error)
+    assert "while it was being undone. Finished or in flight, and not undone: reserve; undo by" in str(second.error)
+    assert "a clear of this task runs the flow from its beginning" in str(second.error)
+    assert "It was being undone after: step 'ship' failed" in str(second.error)
+
+
+def test_a_changed_flow_names_what_could_not_be_undone_and_what_a_condition_failed_behind(
+    runner: OperatorRunner, token: str, lost_after: Any
+) -> None:
+    def closed(data: dict[str, Any]) -> None:
+        raise ConnectionError("the bank is closed")
+
+    def made(*more: str) -> Graph:
+        flow = Graph("order-graph", retry=Retry(maximum_attempts=1))
+        for name in ("reserve", "charge", "pack"):
+            flow.add_node(name, flows.idle, compensate=closed if name == "charge" else flows.idle)
+        for name in ("ship", *more):
+            flow.add_node(name, flows.idle)
+        flow.add_edge("reserve", "charge").add_edge("charge", "pack")
+        return flow.add_edge("pack", "ship", when=lambda output: output["no such key"])
+
+    def operator(flow: Graph) -> GraphOperator:
+        with DAG("test-dag", schedule=None):
+            return GraphOperator(task_id="t", flow=flow, inputs={"order_id": "o-1", "token": token}, retries=1)
+
+    lost_after("charge.undo")  # "pack" was undone before it, "reserve" was not yet
+    first = runner.run(operator(made()))
+    lost_after("undo")
+    before = runner.run(operator(made()), run_id="before-any")
+    lost_after(None)
+    for run, left in ((first, "reserve, charge;"), (before, "reserve, charge, pack;")):
+        lost = run.lose()
+        again = replace(lost, _attempt=replace(lost._attempt, operator=operator(made("wrap")))).retry()
+        assert again.state == "failed"
+        assert f"not undone: {left} undo by hand" in str(again.error)
+
+
+def test_a_task_that_is_told_to_end_leaves_its_step_at_once(runner: OperatorRunner, token: str) -> None:
+    calls: list[int] = []
+    undone: list[str] = []
+
+    def first(data: dict[str, Any]) -> None:
+        flows.seen[token].append("first")
+
+    def hangs(data: dict[str, Any]) -> None:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            # as Airflow's supervisor does where a pod ends; Airflow has its own handler in place
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+
+    flow = Chain("patient").add_step("first", first, compensate=lambda data: undone.append("first"))
+    began = time.monotonic()
+    ended = runner.run(ChainOperator(task_id="t", flow=flow.add_step("hangs", hangs), inputs={}, retries=1))
+    assert time.monotonic() - began < 20
+    assert (ended.state, type(ended.error).__name__) == ("up_for_retry", "AirflowException")
+    assert "a retry, where the task has one left, goes on behind them" in str(ended.error)
+    again = ended.retry()
+    assert (again.state, flows.seen[token], len(calls), undone) == ("success", ["first"], 2, [])
+
+
+def test_what_outcomes_do_not_depend_on_may_change(runner: OperatorRunner, token: str) -> None:
+    inputs = {"order_id": "o-1", "token": token}
+    first = runner.run(ChainOperator(task_id="t", flow=flows.chain, inputs=inputs, retries=1))
+    patient = Chain("order-chain", timeout=7).add_step("validate", flows.validate, timeout=7)
+    again = deployed(first.lose(), patient.add_step("charge", flows.charge, retry=Retry()), inputs).retry()
+    assert (again.state, flows.seen[token]) == ("success", ["validate", "charge"])
 
 
 def test_each_mapped_task_has_its_own(runner: OperatorRunner, token: str) -> None:
@@ -122,7 +237,7 @@ def test_what_is_large_goes_to_the_state_store(runner: OperatorRunner, token: st
     assert first.state == "failed"  # for good: but a lost worker shows the same task state
     assert len(json.dumps(first.task_state)) < checkpoint.TASK_STATE_LIMIT
     with sqlite3.connect(state_file) as db:
-        ((key, value),) = db.execute("SELECT key, value FROM state")
+        ((key, value),) = db.execute("SELECT key, value FROM entry")
     db.close()
     assert key.startswith("beluga/checkpoints/test-dag/test-run/t/-1/beluga/")
     assert key.endswith("/big")
@@ -137,7 +252,7 @@ def test_what_the_store_lost_runs_again(runner: OperatorRunner, token: str, stat
     operator = ChainOperator(task_id="t", flow=flows.sizeable, inputs={"token": token}, retries=1)
     first = runner.run(operator)
     with sqlite3.connect(state_file) as db:
-        db.execute("DELETE FROM state")
+        db.execute("DELETE FROM entry")
     db.close()
     again = first.lose().retry()
     assert again.state == "success"

@@ -38,7 +38,7 @@ def test_a_chain_runs_in_the_task(runner: OperatorRunner, token: str) -> None:
             "generation": 0,
         },
     }
-    assert run.xcoms.keys() == {"return_value"}
+    assert run.xcoms.keys() == {"return_value", "steps"}
     assert flows.seen[token] == ["validate", "charge"]
 
 
@@ -274,7 +274,7 @@ def test_without_any_connection_the_defaults_serve(
 def test_decisions_are_pushed_by_step(runner: OperatorRunner, model_server: ModelServer) -> None:
     run = runner.run(ChainOperator(task_id="t", flow=flows.decided, inputs=GOLD))
     assert run.return_value["data"]["handling"] == "expedite"
-    assert run.xcoms.keys() == {"return_value", "decisions"}
+    assert run.xcoms.keys() == {"return_value", "decisions", "steps"}
     record = run.xcoms["decisions"]["handling"]
     assert (record["answer"], record["decided_by"], record["reason"]) == ("expedite", "model", "gold goes first")
     assert (record["model"], record["simulated"], record["calls"]) == ("gpt-4o", True, 1)
@@ -285,7 +285,7 @@ def test_decisions_of_a_flow_that_failed_are_pushed_too(runner: OperatorRunner, 
     flows.broken.add(token)
     run = runner.run(ChainOperator(task_id="t", flow=flows.decided_then_broken, inputs={**GOLD, "token": token}))
     assert run.state == "failed"
-    assert run.xcoms.keys() == {"decisions"}
+    assert run.xcoms.keys() == {"decisions", "steps"}
     assert run.xcoms["decisions"]["handling"]["answer"] == "expedite"
 
 
@@ -330,7 +330,7 @@ def test_a_dag_with_them_is_stored_as_any_other() -> None:
     again = DagSerialization.from_dict(stored)
     assert set(again.task_dict) == {"t", "m", "d", "w"}
     assert [link.name for link in again.task_dict["w"].operator_extra_links] == ["Temporal run"]
-    assert again.task_dict["t"].template_fields == ["inputs", "key"]
+    assert again.task_dict["t"].template_fields == ["inputs", "key", "again_from", "again_run"]
 
 
 @pytest.mark.parametrize("extra", [{"provider": "oracle-at-delphi"}, {"provider": "openai"}])

@@ -15,7 +15,6 @@ from beluga_airflow.operators.runs import (
     checked_flow,
     ended,
     failing_for_good,
-    generation_of,
     identity_of,
     is_template,
     mapping_of,
@@ -25,18 +24,9 @@ from beluga_airflow.operators.runs import (
 from tests.operators import sample_flows as flows
 
 
-def context(*, max_tries: int = 2, retries: int | None = 2, map_index: int | None = -1) -> Context:
-    task = SimpleNamespace(retries=retries)
+def context(*, map_index: int | None = -1) -> Context:
     parts = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": map_index}
-    return cast(Context, {"ti": SimpleNamespace(task=task, max_tries=max_tries, **parts)})
-
-
-@pytest.mark.parametrize(
-    ("max_tries", "retries", "generation"),
-    [(2, 2, 0), (3, 2, 1), (6, 2, 4), (0, 0, 0), (1, 0, 1), (1, None, 1), (1, 3, 0)],
-)
-def test_a_clear_raises_the_generation(max_tries: int, retries: int | None, generation: int) -> None:
-    assert generation_of(context(max_tries=max_tries, retries=retries)) == generation
+    return cast(Context, {"ti": SimpleNamespace(**parts)})
 
 
 def test_a_run_is_named_by_dag_run_task_and_map_index() -> None:
@@ -73,13 +63,13 @@ def test_what_is_a_template(value: object, template: bool) -> None:
 
 
 def test_an_identity_without_a_business_key() -> None:
-    found = identity_of(context(max_tries=3), "flow", {}, key=None, key_is_field=False)
+    found = identity_of(context(), "flow", {}, key=None, key_is_field=False, generation=1)
     assert (found.scope, found.generation) == ("d/r/t/-1", 1)
 
 
 @pytest.mark.parametrize(("key", "is_field"), [("n", True), ("7", False), (7, False)])
 def test_an_identity_by_business_key(key: Any, is_field: bool) -> None:
-    found = identity_of(context(max_tries=3), "flow", {"n": 7}, key=key, key_is_field=is_field)
+    found = identity_of(context(), "flow", {"n": 7}, key=key, key_is_field=is_field, generation=1)
     assert (found.scope, found.generation) == ("flow/7", 1)
 
 
@@ -87,14 +77,14 @@ def test_an_identity_by_business_key(key: Any, is_field: bool) -> None:
 def test_an_empty_business_key_is_refused(value: Any) -> None:
     for key, inputs, is_field in [("n", {"n": value}, True), (value or " ", {}, False)]:
         with pytest.raises(InvalidInput, match="the business key of flow 'flow' is empty"):
-            identity_of(context(), "flow", inputs, key=key, key_is_field=is_field)
+            identity_of(context(), "flow", inputs, key=key, key_is_field=is_field, generation=0)
 
 
 def test_a_missing_field_says_what_there_is() -> None:
     with pytest.raises(InvalidInput, match="key='n' names no field of the input; there is: a, b"):
-        identity_of(context(), "flow", {"b": 1, "a": 2}, key="n", key_is_field=True)
+        identity_of(context(), "flow", {"b": 1, "a": 2}, key="n", key_is_field=True, generation=0)
     with pytest.raises(InvalidInput, match="there is: nothing"):
-        identity_of(context(), "flow", {}, key="n", key_is_field=True)
+        identity_of(context(), "flow", {}, key="n", key_is_field=True, generation=0)
 
 
 def test_a_flow_by_object_or_path() -> None:

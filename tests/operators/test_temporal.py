@@ -123,30 +123,6 @@ async def test_what_completed_while_nobody_looked_is_taken(side: Side, token: st
     assert flows.seen[token] == ["validate", "charge"]
 
 
-async def test_what_failed_while_nobody_looked_runs_again(side: Side, token: str) -> None:
-    flows.broken.add(token)
-    async with side.worker():
-        first = await side.run(operator(flows.decided_then_broken, inputs={**GOLD, "token": token}, retries=1))
-        with pytest.raises(Exception, match="Workflow execution failed"):
-            await side.handle(first).result()
-        flows.broken.discard(token)
-        end = await (await side.retry(first.lose())).run_to_end()
-    assert end.state == "success"
-    assert end.xcoms["workflow_id"] == first.xcoms["workflow_id"]
-    assert end.xcoms["run_id"] != first.xcoms["run_id"]
-
-
-async def test_a_failed_decision_is_not_paid_again(side: Side, token: str, model_server: ModelServer) -> None:
-    flows.broken.add(token)
-    async with side.worker():
-        first = await side.run(operator(flows.decided_then_broken, inputs={**GOLD, "token": token}, retries=1))
-        with pytest.raises(Exception, match="Workflow execution failed"):
-            await side.handle(first).result()
-        flows.broken.discard(token)
-        end = await (await side.retry(first.lose())).run_to_end()
-    assert (end.state, model_server.calls) == ("success", 1)
-
-
 @pytest.mark.parametrize("workflow_id", [None, "order-{{ params.order }}"])
 async def test_a_clear_runs_the_flow_again(side: Side, token: str, workflow_id: str | None) -> None:
     inputs = {"order_id": "o-1", "token": token}
@@ -372,7 +348,8 @@ async def test_without_a_worker_the_server_ends_the_flow_in_its_time(
     end = await run.run_to_end()
     assert end.state == "failed"
     assert isinstance(end.error, AirflowFailException)
-    assert "see that a worker serves its task queue" in str(end.error)
+    assert "no worker took it, so that none of its steps was run or undone" in str(end.error)
+    assert f"see that a worker serves its task queue 'nobody-{token}'" in str(end.error)
 
 
 async def test_another_task_queue_may_be_named(side: Side, token: str) -> None:
