@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from beluga_airflow import Chain, Decision, InvalidInput, Retry, Stop
 from beluga_airflow.config import Settings
 from beluga_airflow.errors import StateUnavailable
 from beluga_airflow.execute import Resources
-from beluga_airflow.graph import Identity, Outcome
+from beluga_airflow.graph import Identity
 from beluga_airflow.local import run_with
 from beluga_airflow.state.memory import MemoryStore
 from beluga_airflow.testing.scripted_model import ScriptedModel
@@ -29,7 +30,7 @@ def spans(mocker: MockerFixture) -> InMemorySpanExporter:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    mocker.patch.object(trace, "get_tracer", provider.get_tracer)
+    mocker.patch.object(trace, "get_tracer_provider", return_value=provider)
     return exporter
 
 
@@ -199,11 +200,11 @@ async def test_neither_data_nor_questions_are_in_spans(spans: InMemorySpanExport
 
 async def test_a_run_that_is_lost_to_its_checkpoint_is_an_error(spans: InMemorySpanExporter) -> None:
     class Away:
-        async def load(self) -> dict[str, Outcome]:
+        async def load(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:  # noqa: ARG002  # it never answers
             raise StateUnavailable("the store is away")
 
-        async def save(self, step: str, outcome: Outcome) -> None:
-            raise AssertionError(step, outcome)
+        async def save(self, name: str, entry: dict[str, Any]) -> None:
+            raise AssertionError(name, entry)
 
     with pytest.raises(StateUnavailable):
         await run_with(

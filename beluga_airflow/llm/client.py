@@ -205,7 +205,7 @@ class OpenAIClient:
         import openai
 
         try:
-            async with bounded(self._endpoint.timeout, self._late):
+            with bounded(self._endpoint.timeout, self._late):
                 await self._opened().models.list()
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self._translated(error) from None
@@ -219,7 +219,7 @@ class OpenAIClient:
         started = time.monotonic()
         try:
             # the library's own timeout begins anew with every byte
-            async with bounded(self._endpoint.timeout, self._late):
+            with bounded(self._endpoint.timeout, self._late):
                 completion = await client.chat.completions.create(
                     model=request.model or self._endpoint.model,
                     messages=cast("list[ChatCompletionMessageParam]", list(request.messages)),

@@ -128,7 +128,7 @@ async def decide(
     if record is None:
         bill = _Bill(started=time.monotonic())
         try:
-            async with bounded(timeout, lambda: _too_slow(timeout)):
+            with bounded(timeout, lambda: _too_slow(timeout)):
                 record = await _by_model(decision, data, fingerprint, attempt, model, bill)
         except ModelUnavailable as error:
             if not last or decision.when_uncertain != "fallback":

@@ -33,6 +33,7 @@ class RefusedRequest(Exception):  # never leaves this room, where it becomes a r
         self.param = param
 
 
+_MOST_LEVELS = 50  # of a schema; beyond a hundred or so its check would overflow the stack
 _OPENING = re.compile(r"<<<DATA ([0-9A-Za-z]+)>>>")
 
 
@@ -168,16 +169,22 @@ def validated(adapter: TypeAdapter[T], body: object) -> T:
 
 
 def _check_schema(json_schema: _JsonSchema) -> None:
-    try:
+    fault: str | None = f"it is nested more than {_MOST_LEVELS} levels deep"
+    if not _deeper(json_schema.asked, _MOST_LEVELS):
         fault = _schema_fault(json.dumps(json_schema.asked), bool(json_schema.strict))
-    except RecursionError:
-        fault = "it is nested too deeply"
     if fault:
         raise RefusedRequest(
             f"Invalid schema for response_format '{json_schema.name}': {fault}.",
             code="invalid_json_schema",
             param="response_format",
         )
+
+
+def _deeper(value: JsonValue, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(part, levels - 1) for part in parts)
 
 
 @lru_cache(maxsize=64)  # a millisecond each, and a batch asks with the same few

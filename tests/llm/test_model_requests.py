@@ -128,5 +128,5 @@ def test_a_schema_that_is_nested_too_deeply_is_refused() -> None:
     schema: dict[str, Any] = {"type": "boolean"}
     for _ in range(300):
         schema = {"type": "array", "items": schema}
-    with pytest.raises(RefusedRequest, match="nested too deeply"):
+    with pytest.raises(RefusedRequest, match="nested more than 50 levels deep"):
         ChatRequest.read(asking_for(schema))

@@ -410,14 +410,26 @@ async def test_a_body_that_cannot_be_read_is_refused(
     assert set((await reply.json())["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("depth", [200, 400, 800, 900, 950, 980, 2000])
-async def test_a_schema_however_deep_is_answered(server: ModelServer, http: aiohttp.ClientSession, depth: int) -> None:
+@pytest.mark.parametrize("depth", [51, 200, 400, 800, 900, 950, 980, 2000])
+async def test_a_schema_nested_too_deeply_is_refused(
+    server: ModelServer, http: aiohttp.ClientSession, depth: int
+) -> None:
     form = '{"type": "json_schema", "json_schema": {"name": "x", "schema": %s}}'
     schema = '{"items":' * depth + "{}" + "}" * depth
     body = '{"model": "m", "messages": [{"role": "user", "content": "x"}], "response_format": %s}'
     reply = await http.post(f"{server.base_url}/chat/completions", data=body % (form % schema))
     assert reply.status == 400
     assert (await reply.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_schema_of_many_levels_is_taken(server: ModelServer, http: aiohttp.ClientSession) -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(49):
+        schema = {"items": schema}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "response_format": form}
+    reply = await http.post(f"{server.base_url}/chat/completions", json=body)
+    assert reply.status == 200
 
 
 async def test_the_body_is_bounded(server: ModelServer, http: aiohttp.ClientSession) -> None:
