@@ -34,6 +34,15 @@ def get_commands() -> list[CLICommand]:
                     ),
                 ),
                 ActionCommand(
+                    name="show",
+                    help="Draw a flow in the terminal",
+                    func=lazy_load_command("beluga_airflow.cli.show.show"),
+                    args=(
+                        Arg(("flow",), help="its import path: package.module:name"),
+                        Arg(("--mermaid",), action="store_true", help="print it as a Mermaid flowchart instead"),
+                    ),
+                ),
+                ActionCommand(
                     name="model-server",
                     help="Run a local server that simulates a model by rules",
                     func=lazy_load_command("beluga_airflow.cli.model_server.model_server"),

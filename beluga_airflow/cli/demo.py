@@ -96,6 +96,7 @@ class AirflowApi:
     async def lacks(self, since: datetime) -> str | None:
         """Which of Airflow's components does not work, or None; what beat before ``since`` was another start's."""
         try:
+            await self._wake_what_tasks_call()
             health = await self.call("GET", "/monitor/health")
         except (aiohttp.ClientError, TimeoutError) as error:
             return f"its API does not answer ({error or type(error).__name__})"
@@ -104,6 +105,12 @@ class AirflowApi:
             if health[name]["status"] != "healthy" or datetime.fromisoformat(beat) < since:
                 return f"its {name} gives no sign of life"
         return None
+
+    async def _wake_what_tasks_call(self) -> None:
+        # It is built at its first call, seconds in which the server answers nobody: better now than at work.
+        # Where a call has no header, Airflow adds a user's token, and this part of it logs a traceback at its sight.
+        async with self._http.get("/execution/health", headers={"Authorization": "none"}):
+            pass
 
     async def dag_lacks(self, since: datetime) -> str | None:
         """Why the demo's DAG cannot be run, or None; what was read before ``since`` may have changed.

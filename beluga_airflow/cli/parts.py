@@ -8,8 +8,10 @@ import json
 import os
 import secrets
 import signal
+import sqlite3
 import sys
 import sysconfig
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +97,7 @@ def environment(site: Site) -> dict[str, str]:
             "AIRFLOW__CORE__PARALLELISM": "4",  # SQLite locks up under more, and takes the scheduler with it
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # nobody logs in, so only this machine may ask
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout=60",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_SESSION_MAKER": "beluga_airflow.cli.database.sessions",
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(site.airflow),
             "AIRFLOW__API__BASE_URL": site.airflow_url,
@@ -114,6 +117,9 @@ def _prepare(state: Path) -> None:
     if not (home / "airflow.cfg").exists():
         # Or Airflow writes all its defaults there, two processes at a time, and they outlive an upgrade.
         write_private(home / "airflow.cfg", "# The launcher gives its settings by environment; they win over these.\n")
+    with closing(sqlite3.connect(home / "airflow.db")) as file:
+        # Reading and writing then do not wait for each other; the file remembers it.
+        file.execute("PRAGMA journal_mode=wal")
     if not (state / "secrets.json").exists():
         keys = {
             "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),

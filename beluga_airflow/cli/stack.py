@@ -127,6 +127,7 @@ def _addresses(site: Site) -> str:
 
 
 async def _demo(site: Site, api: AirflowApi) -> None:
+    say(_addresses(site))  # now: in the end they are gone
     begun = monotonic()
     manifest = await run_order_batch(api, site.temporal_address, say)
     console = Console()
@@ -134,7 +135,6 @@ async def _demo(site: Site, api: AirflowApi) -> None:
         console.print(table(manifest, monotonic() - begun))
     say(shown.get().rstrip())
     say(f"The result of every order: {manifest.results}")
-    say(_addresses(site))
 
 
 async def _demo_anywhere(state: Path, dags: Path) -> None:

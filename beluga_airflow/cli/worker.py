@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from argparse import Namespace
 
 from airflow.configuration import conf
@@ -21,6 +22,9 @@ from beluga_airflow.temporal.worker import serve, set_up_tracing, tracing_plugin
 __all__ = ["worker"]
 
 log = logging.getLogger(__name__)
+
+SETTLING = 0.3
+"""Seconds that the threads of a Temporal client need: a process that ends sooner may abort (sdk-python, issue 300)."""
 
 
 def worker(arguments: Namespace) -> None:
@@ -41,6 +45,8 @@ def worker(arguments: Namespace) -> None:
         asyncio.run(_serve(arguments))
     except BelugaError as error:
         sys.exit(f"beluga worker: {error}")
+    finally:
+        time.sleep(SETTLING)
 
 
 async def _serve(arguments: Namespace) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from beluga_airflow.cli import demo, parts, processes, stack
+from beluga_airflow.cli import database, demo, parts, processes, stack
 from beluga_airflow.cli.supervisor import Part
 
 
@@ -44,6 +47,21 @@ async def test_no_other_installation_leaks_into_the_stack(site: parts.Site, monk
     assert not any(name.startswith("AIRFLOW__BELUGA__") for name in env)
     temporal = json.loads(env["AIRFLOW_CONN_TEMPORAL_DEFAULT"])
     assert (temporal["conn_type"], temporal["port"]) == ("temporal", 7233)
+
+
+async def test_airflow_gets_sessions_that_do_not_lock_each_other_out(site: parts.Site) -> None:
+    module, _, name = (
+        (await parts_of(site))["airflow"].env["AIRFLOW__DATABASE__SQL_ALCHEMY_SESSION_MAKER"].rpartition(".")
+    )
+
+    assert getattr(importlib.import_module(module), name) is database.sessions
+
+
+async def test_airflow_reads_while_it_writes(site: parts.Site) -> None:
+    await parts_of(site)
+
+    with closing(sqlite3.connect(site.state / "airflow" / "airflow.db")) as file:
+        assert file.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 async def test_keys_are_made_once_and_are_private(site: parts.Site) -> None:
