@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo up down test lint clean .venv
+.PHONY: demo up down test lint bench clean .venv
 
 # Runs the whole system once, on a day of orders, and stops it.
 demo: .venv
@@ -25,6 +25,17 @@ lint: .venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Answers the questions of benchmarks/ (some minutes), into benchmarks/results.json and docs/benchmarks.md.
+bench: .venv benchmarks/.venv/installed
+	@exec $(BIN)/python benchmarks
+
+# What we are compared with has an environment of its own.
+benchmarks/.venv/installed: benchmarks/peers.txt | .venv
+	@echo "Installing the pinned peers into benchmarks/.venv ..."
+	@$(BIN)/python -m venv benchmarks/.venv
+	@benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 # Removes what tools leave behind; .venv and the state of the demo (.beluga) stay.
 clean:
