@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG
 
 from beluga_airflow.operators.temporal import TemporalWorkflowOperator
-from orders.flows import EXAMPLE_ORDER, order_durable
+from orders.flows import order_durable
+from orders.forms import ORDER, ORDER_PARAMS, again_params
 
 with DAG(
     "order_durable",
     description="Validate, inventory, decision, payment, fulfilment: a graph on Temporal",
     schedule=None,
-    params={
-        "order_id": Param(EXAMPLE_ORDER["order_id"], type="string", minLength=1, maxLength=40),
-        "order_value": Param(EXAMPLE_ORDER["order_value"], type="number", exclusiveMinimum=0),
-        "customer_tier": Param(EXAMPLE_ORDER["customer_tier"], enum=["gold", "silver", "bronze", "guest"]),
-        "product_id": Param(EXAMPLE_ORDER["product_id"], type="string", minLength=1, maxLength=40),
-        "quantity": Param(EXAMPLE_ORDER["quantity"], type="integer", minimum=1),
-    },
+    params={**ORDER_PARAMS, **again_params(order_durable)},
     # retries serve lost tasks of Airflow: they attach to the workflow, which retries its own steps
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["beluga", "example"],
@@ -27,6 +22,8 @@ with DAG(
     TemporalWorkflowOperator(
         task_id="process_order",
         flow=order_durable,
-        inputs="{{ params | tojson }}",
+        inputs=ORDER,
         key="order_id",
+        again_from="{{ params.again_from }}",
+        again_run="{{ params.again_run }}",
     )
