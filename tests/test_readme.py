@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.task_group.running import runs_of
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -21,7 +23,7 @@ SHELL = [line for language, text in SNIPPETS if language == "sh" for line in tex
 
 
 def test_every_snippet_is_known_to_a_test_below() -> None:
-    assert [language for language, _ in SNIPPETS].count("python") == 3
+    assert [language for language, _ in SNIPPETS].count("python") == 4
     assert [line.split()[0] for line in SHELL] == ["make", "make", "pip", "airflow", "export", "export"]
     assert {language for language, _ in SNIPPETS} == {"python", "sh", "ini"}
 
@@ -47,14 +49,27 @@ def test_the_dag_runs(operator_runner, model_server, tmp_path: Path) -> None:
     assert run.return_value["data"]["payment_id"] == "payment for orders/A-1/payment"
 
 
+def test_a_flow_runs_as_tasks_for_each_of_many_orders(tmp_path: Path) -> None:
+    folder, home = tmp_path / "dags", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    (folder / "parcels.py").write_text(PYTHON[1])
+
+    (run,) = runs_of(folder, [["my_parcels", {}, None]], home=home, environment={})
+
+    ends = [task["xcoms"]["return_value"] for task in run["tasks"] if task["task_id"].endswith(".result")]
+    assert run["state"] == "success"
+    assert sorted(end["data"]["sent"] for end in ends) == ["to Ghent", "to Porto"]
+
+
 def test_a_flow_runs_without_airflow() -> None:
-    program = f"{PYTHON[1]}\nimport sys\nassert 'airflow' not in sys.modules, 'it loaded Airflow'\n"
+    program = f"{PYTHON[2]}\nimport sys\nassert 'airflow' not in sys.modules, 'it loaded Airflow'\n"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_tests_pass(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(PYTHON[2])
+    pytester.makepyfile(PYTHON[3])
     pytester.makeini(next(text for language, text in SNIPPETS if language == "ini"))
     result = pytester.runpytest_subprocess("-p", "no:randomly")
     result.assert_outcomes(passed=2)
