@@ -16,7 +16,7 @@ MODULES = sorted(
     for file in PACKAGE.rglob("*.py")
 )
 HEAVY = {"airflow", "openai", "temporalio", "pydantic", "redis", "psycopg"}
-ROOMS_OF_AIRFLOW = ("hooks", "triggers", "operators", "cli", "testing")
+ROOMS_OF_AIRFLOW = ("hooks", "triggers", "operators", "task_group", "cli", "testing")
 ROOMS_OF_TEMPORAL = ("temporal", "cli", "testing")
 
 

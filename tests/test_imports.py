@@ -10,7 +10,7 @@ from pathlib import Path
 import beluga_airflow
 
 HEAVY = {"openai", "temporalio", "redis", "psycopg", "genai_prices", "aiohttp", "jsonschema", "rich"}
-ROOMS = ("operators", "hooks", "triggers")
+ROOMS = ("operators", "task_group", "hooks", "triggers")
 
 
 def python(program: str, cwd: Path) -> str:
@@ -63,6 +63,7 @@ from beluga_airflow.operators.batch import TemporalBatchOperator
 from beluga_airflow.operators.decision import LLMDecisionOperator
 from beluga_airflow.operators.flow import ChainOperator, GraphOperator
 from beluga_airflow.operators.temporal import TemporalWorkflowOperator
+from beluga_airflow.task_group import GraphTaskGroup
 
 with DAG("orders", schedule=None) as dag:
     ChainOperator(task_id="chain", flow=shop.chain, inputs={"x": 1})
@@ -70,9 +71,10 @@ with DAG("orders", schedule=None) as dag:
     LLMDecisionOperator(task_id="decision", question="Well?", output_type=shop.Verdict, data={"x": 1})
     TemporalWorkflowOperator(task_id="durable", flow=shop.chain, inputs={"x": 1})
     TemporalBatchOperator(task_id="batch", flow="shop:graph", items=[{"x": 1}])
+    GraphTaskGroup("group", flow="shop:graph", inputs={"x": 1})
 print(len(dag.tasks), sorted(set(heavy()) - set(before)))
 """
-    assert python(program, tmp_path) == "5 []"
+    assert python(program, tmp_path) == "7 []"
 
 
 def test_the_package_itself_loads_nothing_but_itself(tmp_path: Path) -> None:
