@@ -79,6 +79,12 @@ class Stack:
         found: dict[str, Any] = answer.json() if answer.content else {}
         return found
 
+    def accepted(self, method: str, path: str, body: Any, *, but: int) -> bool:
+        """Whether Airflow took this, or answered with the status that asks for another try."""
+        answer = self.http.request(method, f"/api/v2{path}", json=body)
+        assert answer.is_success or answer.status_code == but, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.is_success
+
     def unpause(self, *read: str) -> None:
         """Unpause all DAGs, once Airflow has read the files of these."""
 

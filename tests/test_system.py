@@ -139,7 +139,8 @@ def test_a_cleared_day_runs_again_and_pays_with_the_same_keys(stack: Stack) -> N
 @at_once
 def test_a_backfill_takes_the_day_of_its_interval_and_pays_with_the_same_keys(stack: Stack) -> None:
     body = {"dag_id": "order_batch", "from_date": "2025-11-30T00:00:00Z", "to_date": "2025-11-30T00:00:00Z"}
-    stack.call("POST", "/backfills", body)
+    # on SQLite Airflow answers 503 when something else is written at that moment, and leaves nothing behind
+    within("Airflow makes a backfill", lambda: stack.accepted("POST", "/backfills", body, but=503))
 
     def look() -> str | None:
         runs = stack.call("GET", "/dags/order_batch/dagRuns", run_type="backfill")["dag_runs"]
