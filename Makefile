@@ -18,7 +18,7 @@ down:
 		exec $(BIN)/python -m beluga_airflow.cli.stack down
 
 test: .venv
-	@exec $(BIN)/pytest
+	@exec $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv
 	$(BIN)/ruff check

@@ -172,13 +172,19 @@ class Run:
         within(f"{task} of run {self.id} of {self.dag} is {state}", lambda: self.states()[task] == state)
 
     def until_triggerer_waits(self, task: str, *, try_number: int = 1) -> None:
-        """Wait until the triggerer waits for a deferred task.
+        """Wait until the triggerer waits for a deferred task, in this try or a later one.
 
-        Before, it does not hear what users do to the task; and Airflow may take it for lost when its wait ends.
+        Before, it does not hear what users do to the task; and Airflow may take it for lost when its wait ends, and
+        try it again.
         """
-        waits = f"{task}/-1/{try_number} (ID"
-        self.until(task, "deferred")
-        within(f"the triggerer waits for {task} of run {self.id}", lambda: waits in self.log(task, try_number))
+
+        def waits() -> bool:
+            now = self.tasks()[task]
+            number = int(now["try_number"])
+            is_there = number >= try_number and now["state"] == "deferred"
+            return is_there and f"{task}/-1/{number} (ID" in self.log(task, number)
+
+        within(f"the triggerer waits for {task} of run {self.id}", waits)
 
     def clear(self, *tasks: str, downstream: bool = False) -> None:
         body = {"dry_run": False, "dag_run_id": self.id, "task_ids": tasks, "only_failed": False}

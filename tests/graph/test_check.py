@@ -466,7 +466,6 @@ class Called:
         Awaited(),
         Unsigned(),
     ],
-    ids=str,
 )
 def test_whatever_takes_the_data_is_a_step(node: Any) -> None:
     assert chain_of(node).check().by_name["a"].kind == "function"
@@ -536,7 +535,6 @@ def test_keys_that_may_be_there_can_be_read(flow: Flow) -> None:
         {"ok": True, "sum": 1.5, "ids": [1, {"deep": None}], "naïve": "ü"},
         {},
     ],
-    ids=str,
 )
 def test_whatever_takes_one_value_is_a_predicate(when: Any) -> None:
     assert len(with_condition(when).check().edges) == 2
@@ -545,7 +543,6 @@ def test_whatever_takes_one_value_is_a_predicate(when: Any) -> None:
 @pytest.mark.parametrize(
     "reducer",
     [max, operator.add, operator.or_, divmod, lambda *values: values, lambda one, two, *, more=1: one, Unsigned()],
-    ids=str,
 )
 def test_whatever_takes_two_values_is_a_reducer(reducer: Any) -> None:
     assert graph_of(reducers={"k": reducer}).check().flow == "g"
