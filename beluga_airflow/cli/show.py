@@ -18,6 +18,7 @@ from beluga_airflow.graph import Shape
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.graph.picture import Box, drawn, readable
 from beluga_airflow.graph.shape import Edge
+from beluga_airflow.hooks.settings import settings_in_force
 
 __all__ = ["draw", "show"]
 
@@ -34,18 +35,24 @@ def show(arguments: Namespace) -> None:
     # behind all that is installed, which a file that lies around must not hide
     sys.path += ["", conf.get("core", "dags_folder")]
     try:
-        flow = load_flow(arguments.flow)
+        flow, settings = load_flow(arguments.flow), settings_in_force()
     except BelugaError as error:
         sys.exit(f"beluga show: {error}")
     if arguments.mermaid:
         print(flow.to_mermaid(), end="")
     else:
-        draw(flow.check(), Console())
+        draw(flow.check(), Console(), settings)
 
 
-def draw(shape: Shape, console: Console) -> None:
-    """Draw a checked flow as wide as the console is, with the characters that it has."""
-    for line in _Drawing(shape, console).lines():
+def draw(shape: Shape, console: Console, settings: Settings | None = None) -> None:
+    """Draw a checked flow as wide as the console is, with the characters that it has.
+
+    Args:
+        shape: of the flow.
+        console: to draw on.
+        settings: in force for what the flow leaves open; None: the defaults.
+    """
+    for line in _Drawing(shape, console, settings or Settings()).lines():
         line.rstrip()
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
 
@@ -70,9 +77,10 @@ class _Row:
 
 
 class _Drawing:
-    def __init__(self, shape: Shape, console: Console) -> None:
+    def __init__(self, shape: Shape, console: Console, settings: Settings) -> None:
         self._shape = shape
-        self._settled = Settings().settle(shape)
+        self._settings = settings
+        self._settled = settings.settle(shape)
         self._console = console
         self._in_ascii = console.options.ascii_only
         self._boxes, self._edges = drawn(shape)
@@ -91,12 +99,15 @@ class _Drawing:
         shape, settled = self._shape, self._settled
         count = sum(step.kind != "flow" for step in shape.steps)
         yield Text.assemble((shape.flow, "bold"), f": a {shape.kind} of {_counted(count, 'step')}")
-        durable = Settings().settle(shape, durable=True).timeout
+        durable = self._settings.settle(shape, durable=True).timeout
         elsewhere = f"; on Temporal {durable:g} s*" if durable != settled.timeout else ""
         yield Text(f"timeout {settled.time:g} s{'' if shape.timeout else '*'}{elsewhere}")
         workers = " (parallel=False)" if shape.parallel is False else "" if shape.max_workers else "*"
         if shape.kind == "graph" or shape.groups:
             yield Text(f"max_workers {settled.max_workers}{workers}")
+        retries = self._settings.workflow.max_retries
+        if retries is not None and any(step.retry is None for step in shape.steps):
+            yield Text(f"attempts of a step on Temporal {retries + 1}*")
 
     def _rows(self, boxes: Sequence[Box], room: int) -> Iterator[_Row]:
         """Of the flow or of one nested flow, in so many columns."""

@@ -15,6 +15,7 @@ from airflow.configuration import conf
 
 from beluga_airflow.errors import BelugaError
 from beluga_airflow.hooks.backends import AirflowBackends
+from beluga_airflow.hooks.settings import LastingSettings
 from beluga_airflow.hooks.temporal import TemporalHook
 from beluga_airflow.temporal.client import check, connect
 from beluga_airflow.temporal.worker import serve, set_up_tracing, tracing_plugins, worker_for
@@ -54,10 +55,11 @@ async def _serve(arguments: Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     set_up_tracing()
+    settings = LastingSettings()
     target = await TemporalHook(arguments.temporal_conn_id).target()
     client = await connect(target, plugins=tracing_plugins())
     await check(client, target)
-    async with AirflowBackends() as backends:
+    async with AirflowBackends(settings) as backends:
         store = await backends.store(None)
         log.info("state store %s; Temporal %s, namespace %r", store.url, target.address, target.namespace)
         await serve(
@@ -66,6 +68,7 @@ async def _serve(arguments: Namespace) -> None:
                 backends,
                 task_queue=arguments.task_queue or target.task_queue,
                 concurrency=arguments.concurrency,
+                settings=settings,
             ),
             stop,
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from airflow.sdk.exceptions import AirflowTaskTerminated, AirflowTaskTimeout
 
+from beluga_airflow.config import LLMSettings, Settings, StateSettings
 from beluga_airflow.hooks.llm import LLMHook
+from beluga_airflow.hooks.settings import settings_in_force
 from beluga_airflow.hooks.state import StateHook
 
 if TYPE_CHECKING:
@@ -27,12 +30,16 @@ class AirflowBackends:
 
     ``airflow`` is held by whoever asks Airflow for something meanwhile: its in-process supervisor, under
     ``dag.test()``, answers one caller at a time.
+
+    Args:
+        settings: asked whenever something is needed: what other settings opened is not used any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Callable[[], Settings] = settings_in_force) -> None:
         self.airflow = asyncio.Lock()
-        self._stores: dict[str, StateStore] = {}
-        self._clients: dict[str, ModelClient] = {}
+        self._settings = settings
+        self._stores: dict[tuple[str, StateSettings], StateStore] = {}
+        self._clients: dict[tuple[str, LLMSettings, StateStore], ModelClient] = {}
         self._refused: list[ModelClient] = []
 
     async def resources(self, *, llm_conn_id: str | None, state_conn_id: str | None) -> Resources:
@@ -46,9 +53,10 @@ class AirflowBackends:
         default_model = llm_conn_id or LLMHook.default_conn_name
 
         async def model(conn_id: str | None) -> ModelClient:
-            return await self._model(conn_id or default_model)
+            return await self._model(conn_id or default_model, store)
 
-        return Resources(state=await self.store(state_conn_id), model=model, interrupts=INTERRUPTS)
+        store = await self.store(state_conn_id)
+        return Resources(state=store, model=model, interrupts=INTERRUPTS)
 
     async def store(self, state_conn_id: str | None) -> StateStore:
         """The state store behind a connection; None: the default one.
@@ -56,21 +64,25 @@ class AirflowBackends:
         Raises:
             InvalidSetting: the connection cannot be used.
         """
+        settings = self._settings()
         name = state_conn_id or StateHook.default_conn_name
         async with self.airflow:
-            if name not in self._stores:
-                self._stores[name] = await StateHook(name).store()
-            return self._stores[name]
+            key = name, settings.state
+            if key not in self._stores:
+                self._stores[key] = await StateHook(name, settings=settings).store()
+            return self._stores[key]
 
-    async def _model(self, conn_id: str) -> ModelClient:
+    async def _model(self, conn_id: str, store: StateStore) -> ModelClient:
+        settings = self._settings()
         async with self.airflow:
-            client = self._clients.get(conn_id)
+            key = conn_id, settings.llm, store  # where the guards of the connection are kept
+            client = self._clients.get(key)
             if client is None or client.refused:
                 # one that was refused may have been mended; the old client is closed with the rest, others may use it
-                self._clients[conn_id] = await LLMHook(conn_id).client()
+                self._clients[key] = await LLMHook(conn_id, state=store, settings=settings).client()
                 if client is not None:
                     self._refused.append(client)
-            return self._clients[conn_id]
+            return self._clients[key]
 
     async def close(self) -> None:
         """Close everything that was opened."""

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from beluga_airflow.errors import InvalidSetting
 
-__all__ = ["bounded_number", "find_connection", "flag", "text"]
+__all__ = ["bounded_number", "find_connection", "flag", "text", "whole_number"]
 
 FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
@@ -51,20 +51,36 @@ def text(connection: Connection, field: str) -> str | None:
     return str(value) if value not in (None, "") else None
 
 
-def bounded_number(connection: Connection, field: str, default: float) -> float:
-    """A field of the connection's extra that must be a number above 0.
+def bounded_number(connection: Connection, field: str) -> float | None:
+    """A field of the connection's extra that must be a number above 0; None where it is empty.
 
     Raises:
         InvalidSetting: it is not.
     """
     value = text(connection, field)
+    if value is None:
+        return None
     try:
-        number = default if value is None else float(value)
+        number = float(value)
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
         raise InvalidSetting(f"{field} of connection {connection.conn_id!r} is {value!r}, it must be a number above 0")
     return number
+
+
+def whole_number(connection: Connection, field: str) -> int | None:
+    """A field of the connection's extra that must be a whole number, 1 or more; None where it is empty.
+
+    Raises:
+        InvalidSetting: it is not.
+    """
+    number = bounded_number(connection, field)
+    if number is None:
+        return None
+    if not number.is_integer():
+        raise InvalidSetting(f"{field} of connection {connection.conn_id!r} is {number:g}, it must be a whole number")
+    return int(number)
 
 
 def flag(connection: Connection, field: str, default: bool) -> bool:

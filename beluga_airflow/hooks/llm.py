@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseHook
+from airflow.sdk import BaseHook, Connection
 
 from beluga_airflow.errors import BelugaError, InvalidSetting
-from beluga_airflow.hooks.connections import bounded_number, find_connection, text
+from beluga_airflow.graph.parts import Guard, fault_of_guard, told
+from beluga_airflow.graph.retry import Retry
+from beluga_airflow.hooks.connections import bounded_number, find_connection, text, whole_number
+from beluga_airflow.hooks.settings import settings_in_force
+from beluga_airflow.hooks.state import StateHook
 
 if TYPE_CHECKING:
     from beluga_airflow.config import Settings
     from beluga_airflow.llm.client import Endpoint, ModelClient
+    from beluga_airflow.state import StateStore
 
 __all__ = ["LLMHook"]
 
@@ -20,13 +26,21 @@ __all__ = ["LLMHook"]
 class LLMHook(BaseHook):
     """Connects to a language model.
 
-    Without the connection ``beluga_llm_default``: provider ``openai``, model ``gpt-4o``, 30 s, the key from the
-    environment variable ``OPENAI_API_KEY``.
+    What the connection does not say, or all where there is no ``beluga_llm_default``, is as the configuration file
+    says, or provider ``openai``, model ``gpt-4o``, 30 s. Without a connection the key is from the provider's usual
+    environment variable, ``OPENAI_API_KEY``.
 
     Args:
         llm_conn_id: a connection of type ``beluga_llm``: the key as its password; provider, model, base_url and timeout
-            (seconds) in its fields.
-        settings: instead of the defaults.
+            (seconds) in its fields, and what makes a breaker and a limit that all who use it share:
+            failure_threshold and recovery_timeout (seconds); requests_per_minute, tokens_per_minute and
+            concurrent_calls.
+        breaker: a ``CircuitBreaker`` in place of the connection's.
+        limit: a ``RateLimit`` in place of the connection's.
+        retry: asks again; none where a step asks, which has a retry of its own.
+        state: where breaker and limit are kept if they have no store of their own; without it, in the store of
+            ``beluga_state_default``.
+        settings: instead of those in force when it connects.
     """
 
     conn_name_attr = "llm_conn_id"
@@ -34,12 +48,25 @@ class LLMHook(BaseHook):
     conn_type = "beluga_llm"
     hook_name = "Beluga LLM"
 
-    def __init__(self, llm_conn_id: str = default_conn_name, *, settings: Settings | None = None) -> None:
-        from beluga_airflow.config import Settings
-
+    def __init__(
+        self,
+        llm_conn_id: str = default_conn_name,
+        *,
+        breaker: Guard | None = None,
+        limit: Guard | None = None,
+        retry: Retry | None = None,
+        state: StateStore | None = None,
+        settings: Settings | None = None,
+    ) -> None:
         super().__init__()
         self.llm_conn_id = llm_conn_id
-        self._settings = settings or Settings()
+        self._breaker, self._limit, self._retry = breaker, limit, retry
+        self._state = state
+        self._settings = settings
+        faults = [fault_of_guard(breaker, "breaker"), fault_of_guard(limit, "limit")]
+        faults += [None if retry is None or isinstance(retry, Retry) else f"retry is {told(retry)}, it must be a Retry"]
+        if any(faults):
+            raise InvalidSetting(f"LLMHook({llm_conn_id!r}): {'; '.join(filter(None, faults))}")
 
     async def endpoint(self) -> Endpoint:
         """Where the connection leads.
@@ -47,33 +74,46 @@ class LLMHook(BaseHook):
         Raises:
             InvalidSetting: the connection is missing, or something in it cannot be used.
         """
+        return self._endpoint(await self.connection())
+
+    def _endpoint(self, connection: Connection | None) -> Endpoint:
         # what talks to a model, which no DAG file needs when it is parsed
         from beluga_airflow.llm.client import Endpoint
         from beluga_airflow.llm.presets import preset
 
-        defaults = self._settings.llm
-        connection = await find_connection(
-            self.llm_conn_id, default=self.default_conn_name, conn_types=(self.conn_type,)
-        )
+        chosen = {**vars((self._settings or settings_in_force()).llm)}
         if connection is None:
-            return Endpoint(
-                provider=defaults.provider, model=defaults.model, timeout=defaults.timeout, conn_id=self.llm_conn_id
-            )
-        timeout = bounded_number(connection, "timeout", defaults.timeout)
-        provider = text(connection, "provider") or defaults.provider
-        model, base_url = text(connection, "model") or defaults.model, text(connection, "base_url")
+            return Endpoint(**chosen, conn_id=self.llm_conn_id)
+        chosen |= self.told(connection)
         try:
-            preset(provider)
+            preset(chosen["provider"])
             return Endpoint(
-                provider=provider,
-                model=model,
-                base_url=base_url,
+                **chosen,
+                base_url=text(connection, "base_url"),
                 api_key=connection.password or None,
                 conn_id=self.llm_conn_id,
-                timeout=timeout,
             )
         except InvalidSetting as error:
             raise InvalidSetting(f"connection {self.llm_conn_id!r}: {error}") from None
+
+    async def connection(self) -> Connection | None:
+        """The connection; None where it is the default one and nobody made it.
+
+        Raises:
+            InvalidSetting: a connection that was asked for by name does not exist, or cannot be used.
+        """
+        return await find_connection(self.llm_conn_id, default=self.default_conn_name, conn_types=(self.conn_type,))
+
+    @staticmethod
+    def told(connection: Connection) -> dict[str, Any]:
+        """What a connection says in place of settings, by their names.
+
+        Raises:
+            InvalidSetting: something in it cannot be used.
+        """
+        told: dict[str, Any] = {name: text(connection, name) for name in ("provider", "model")}
+        told["timeout"] = bounded_number(connection, "timeout")
+        return {name: value for name, value in told.items() if value is not None}
 
     async def client(self) -> ModelClient:
         """A client for the connection; the caller closes it.
@@ -83,7 +123,46 @@ class LLMHook(BaseHook):
         """
         from beluga_airflow.llm.client import OpenAIClient
 
-        return OpenAIClient(await self.endpoint())
+        connection = await self.connection()
+        client = OpenAIClient(self._endpoint(connection))
+        breaker, limit = self._guards(connection)
+        if breaker is None and limit is None and self._retry is None:
+            return client
+        from beluga_airflow.llm.guarded import GuardedModel
+
+        owns_store = self._state is None and (breaker, limit) != (None, None)
+        return GuardedModel(
+            client,
+            breaker=breaker,
+            limit=limit,
+            retry=self._retry,
+            store=await StateHook(settings=self._settings).store() if owns_store else self._state,
+            owns_store=owns_store,
+        )
+
+    def _guards(self, connection: Connection | None) -> tuple[Guard | None, Guard | None]:
+        """Breaker and limit: those that were given, else what the connection says."""
+        if connection is None:
+            return self._breaker, self._limit
+        from beluga_airflow.resilience.breaker import CircuitBreaker
+        from beluga_airflow.resilience.limits import RateLimit
+
+        # a connection id may hold what no name of a guard does
+        name = re.sub(r"[^A-Za-z0-9_.:-]", "_", f"llm:{self.llm_conn_id}")[:200]
+        of_breaker = {
+            "failure_threshold": whole_number(connection, "failure_threshold"),
+            "recovery_timeout": bounded_number(connection, "recovery_timeout"),
+        }
+        of_limit = {
+            "requests_per_minute": whole_number(connection, "requests_per_minute"),
+            "tokens_per_minute": whole_number(connection, "tokens_per_minute"),
+            "concurrent": whole_number(connection, "concurrent_calls"),
+        }
+        given: dict[str, Any] = {field: value for field, value in of_breaker.items() if value is not None}
+        breaker = CircuitBreaker(name, **given) if given else None
+        bounds: dict[str, Any] = {field: value for field, value in of_limit.items() if value is not None}
+        limit = RateLimit(name, **bounds) if bounds else None
+        return self._breaker or breaker, self._limit or limit
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the model for one word: whether it answered, and in words what happened."""
@@ -93,7 +172,9 @@ class LLMHook(BaseHook):
         from beluga_airflow.llm.client import ModelRequest, OpenAIClient
 
         try:
-            endpoint = await self.endpoint()
+            connection = await self.connection()
+            endpoint = self._endpoint(connection)
+            self._guards(connection)  # what cannot be used there shows too
             client = OpenAIClient(endpoint)
             try:
                 reply = await client.answer(

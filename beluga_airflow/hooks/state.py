@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -13,8 +11,10 @@ from airflow.sdk import BaseHook, Connection
 
 from beluga_airflow.errors import BelugaError, InvalidSetting
 from beluga_airflow.hooks.connections import find_connection, flag, text
+from beluga_airflow.hooks.settings import airflow_home, settings_in_force
 
 if TYPE_CHECKING:
+    from beluga_airflow.config import Settings
     from beluga_airflow.state import StateStore
 
 __all__ = ["StateHook"]
@@ -30,12 +30,13 @@ POSTGRES_OPTIONS = (
 class StateHook(BaseHook):
     """Connects to a state store.
 
-    Without the connection ``beluga_state_default`` it is the SQLite file ``beluga/state.db`` under ``AIRFLOW_HOME``,
-    shared by the processes of this machine.
+    Without the connection ``beluga_state_default`` it is ``state.url`` of the configuration file, or the SQLite file
+    ``beluga/state.db`` under ``AIRFLOW_HOME``, shared by the processes of this machine.
 
     Args:
         state_conn_id: a connection of type ``beluga_state`` with the store's ``url`` in its fields, or one of Airflow's
             own types ``redis``, ``postgres`` or ``sqlite``.
+        settings: instead of those in force when the store is opened.
     """
 
     conn_name_attr = "state_conn_id"
@@ -43,9 +44,10 @@ class StateHook(BaseHook):
     conn_type = "beluga_state"
     hook_name = "Beluga state store"
 
-    def __init__(self, state_conn_id: str = default_conn_name) -> None:
+    def __init__(self, state_conn_id: str = default_conn_name, *, settings: Settings | None = None) -> None:
         super().__init__()
         self.state_conn_id = state_conn_id
+        self._settings = settings
 
     async def store(self) -> StateStore:
         """The store; the caller closes it.
@@ -55,13 +57,39 @@ class StateHook(BaseHook):
         """
         from beluga_airflow.state import open_store
 
-        connection = await find_connection(
+        return open_store(await self.store_url())
+
+    async def store_url(self) -> str:
+        """Where the store is, with its password.
+
+        Raises:
+            InvalidSetting: the connection is missing, or something in it cannot be used.
+        """
+        settings = self._settings or settings_in_force()
+        connection = await self.connection()
+        told = self.told(connection) if connection else {}
+        return told.get("url") or settings.state.url or default_url()
+
+    async def connection(self) -> Connection | None:
+        """The connection; None where it is the default one and nobody made it.
+
+        Raises:
+            InvalidSetting: a connection that was asked for by name does not exist, or cannot be used.
+        """
+        return await find_connection(
             self.state_conn_id, default=self.default_conn_name, conn_types=(self.conn_type, *URLS)
         )
-        if connection is None:
-            return open_store(default_url())
+
+    @staticmethod
+    def told(connection: Connection) -> dict[str, str]:
+        """What a connection says in place of settings, by their names.
+
+        Raises:
+            InvalidSetting: something in it cannot be used.
+        """
         make = URLS.get(connection.conn_type or "")
-        return open_store(make(connection) if make else text(connection, "url") or default_url())
+        url = make(connection) if make else text(connection, "url")
+        return {"url": url} if url else {}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of ``key``, from a plain ``@task``.
@@ -102,7 +130,7 @@ class StateHook(BaseHook):
         async def test() -> str:
             store = await self.store()
             try:
-                version = await store.set("beluga/connection-test", True)
+                version = await store.set("beluga/connection-test", True, ttl=60)
                 await store.delete("beluga/connection-test")
             finally:
                 await store.close()
@@ -147,6 +175,5 @@ def _joined(scheme: str, connection: Connection, port: int, path: str, options: 
 
 
 def default_url() -> str:
-    """The URL of the store that serves where no connection is made."""
-    home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser().absolute()
-    return f"sqlite:///{home / 'beluga' / 'state.db'}"
+    """The URL of the store that serves where neither a connection nor a file says another."""
+    return f"sqlite:///{airflow_home() / 'beluga' / 'state.db'}"

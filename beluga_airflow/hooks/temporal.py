@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from airflow.sdk import BaseHook
+from airflow.sdk import BaseHook, Connection
 
 from beluga_airflow.errors import BelugaError
 from beluga_airflow.hooks.connections import find_connection, flag, text
+from beluga_airflow.hooks.settings import settings_in_force
 
 if TYPE_CHECKING:
     from temporalio.client import Client
@@ -22,13 +23,14 @@ __all__ = ["TemporalHook"]
 class TemporalHook(BaseHook):
     """Connects to a Temporal server.
 
-    Without the connection ``temporal_default``: ``localhost:7233``, namespace ``default``, task queue
-    ``beluga-workflows``, and the development server's web UI at port 8233.
+    What the connection does not say, or all where there is no ``temporal_default``, is as the configuration file says,
+    or ``localhost:7233``, namespace ``default``, task queue ``beluga-workflows``. Without a connection the web UI of a
+    server on this machine is the development server's, at port 8233.
 
     Args:
         temporal_conn_id: a connection of type ``temporal``: host and port, an API key as its password; namespace,
             task_queue, tls (on where there is a key, unless it says otherwise) and ui_url in its fields.
-        settings: instead of the defaults.
+        settings: instead of those in force when it connects.
     """
 
     conn_name_attr = "temporal_conn_id"
@@ -37,11 +39,9 @@ class TemporalHook(BaseHook):
     hook_name = "Temporal"
 
     def __init__(self, temporal_conn_id: str = default_conn_name, *, settings: Settings | None = None) -> None:
-        from beluga_airflow.config import Settings
-
         super().__init__()
         self.temporal_conn_id = temporal_conn_id
-        self._settings = (settings or Settings()).workflow.temporal
+        self._settings = settings
 
     async def target(self) -> Target:
         """Where the connection leads.
@@ -52,26 +52,43 @@ class TemporalHook(BaseHook):
         # temporalio costs most of a second, which a DAG file that only names operators must not pay
         from beluga_airflow.temporal.client import Target
 
-        defaults = self._settings
-        connection = await find_connection(
-            self.temporal_conn_id, default=self.default_conn_name, conn_types=(self.conn_type,)
-        )
+        settings = (self._settings or settings_in_force()).workflow.temporal
+        connection = await self.connection()
         if connection is None:
+            is_local = settings.address.startswith("localhost:")
             return Target(
-                address=defaults.address,
-                namespace=defaults.namespace,
-                task_queue=defaults.task_queue,
-                ui_url="http://localhost:8233" if defaults.address.startswith("localhost:") else None,
+                address=settings.address,
+                namespace=settings.namespace,
+                task_queue=settings.task_queue,
+                ui_url="http://localhost:8233" if is_local else None,
             )
-        host, port = connection.host or "localhost", connection.port or 7233
+        told = self.told(connection)
         return Target(
-            address=f"{host}:{port}",
-            namespace=text(connection, "namespace") or defaults.namespace,
-            task_queue=text(connection, "task_queue") or defaults.task_queue,
+            address=told.get("address", settings.address),
+            namespace=told.get("namespace", settings.namespace),
+            task_queue=told.get("task_queue", settings.task_queue),
             api_key=connection.password or None,
             tls=flag(connection, "tls", default=bool(connection.password)),
             ui_url=text(connection, "ui_url"),
         )
+
+    async def connection(self) -> Connection | None:
+        """The connection; None where it is the default one and nobody made it.
+
+        Raises:
+            InvalidSetting: a connection that was asked for by name does not exist, or cannot be used.
+        """
+        return await find_connection(
+            self.temporal_conn_id, default=self.default_conn_name, conn_types=(self.conn_type,)
+        )
+
+    @staticmethod
+    def told(connection: Connection) -> dict[str, str]:
+        """What a connection says in place of settings, by their names."""
+        told = {name: text(connection, name) for name in ("namespace", "task_queue")}
+        if connection.host or connection.port:
+            told["address"] = f"{connection.host or 'localhost'}:{connection.port or 7233}"
+        return {name: value for name, value in told.items() if value is not None}
 
     async def client(self) -> tuple[Client, Target]:
         """A connected client, and where it leads.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from beluga_airflow.errors import InvalidSetting
 from beluga_airflow.graph import Flow
 from beluga_airflow.graph.retry import seconds
 from beluga_airflow.graph.shape import RESULT, UNDO, Shape, StepShape
+from beluga_airflow.hooks.settings import settings_in_force
 from beluga_airflow.operators.runs import checked_flow
 from beluga_airflow.task_group.lanes import ordering_edges
 from beluga_airflow.task_group.siblings import Members
@@ -46,6 +46,10 @@ class GraphTaskGroup(TaskGroup):
     A step's ``Retry`` becomes its task's retries. They serve lost workers too, each of which uses up an attempt;
     ``retries`` of ``default_args`` hold for ``undo`` and ``result`` only. A flow's timeout includes the time that its
     tasks wait to be scheduled.
+
+    Of the configuration file, ``max_retries``, ``max_workers`` and ``parallel_execution`` become part of the DAG when
+    Airflow parses it, so a file with a fault is an import error of a DAG with this group; timeouts and the rest are
+    read when a task starts.
 
     At most ``max_workers`` tasks of the group run at once: where the flow is wider, edges are added that let some steps
     wait for others. With ``pool=`` no edges are added for it: the pool is the cap then, for all that runs in it. Inside
@@ -92,10 +96,9 @@ class GraphTaskGroup(TaskGroup):
         state_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
-        from beluga_airflow.config import Settings
-
         checked = checked_flow(flow)
-        shape = Settings().settle(checked.check())
+        # the edges and the retries of tasks are the DAG's: Airflow must know them before anything starts
+        shape = settings_in_force().settle(checked.check())
         step_args = step_args or {}
         last = (UNDO, RESULT) if any(step.undo for step in shape.steps) else (RESULT,)
         _check_step_args(step_args, shape, last)
@@ -108,8 +111,9 @@ class GraphTaskGroup(TaskGroup):
         groups = self._nested_groups(shape)
         members = Members(
             group_id=str(self.group_id),
-            shape=_uncapped(shape),
+            shape=checked.check(),
             tasks={step: _task_id(groups, step) for step in shape.order},
+            result=_task_id(groups, RESULT),
             undo=_task_id(groups, UNDO) if UNDO in last else None,
         )
         connections = {"llm_conn_id": llm_conn_id, "state_conn_id": state_conn_id}
@@ -202,12 +206,6 @@ def _label(step: str) -> str:
 
 def _task_id(groups: Mapping[str, TaskGroup], step: str) -> str:
     return str(groups[_path(step)].child_id(_label(step)))  # type: ignore[no-untyped-call]  # Airflow's
-
-
-def _uncapped(shape: Shape) -> Shape:
-    """The shape as each task sees it: whether another one may start is not its matter."""
-    groups = tuple(replace(group, max_workers=None) for group in shape.groups)
-    return replace(shape, max_workers=len(shape.steps), groups=groups)
 
 
 def _check_step_args(step_args: Mapping[str, Any], shape: Shape, last: Collection[str]) -> None:

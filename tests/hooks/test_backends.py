@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from beluga_airflow.errors import InvalidSetting, ModelRefused
+from beluga_airflow.errors import BreakerOpen, InvalidSetting, ModelRefused, ModelUnavailable
 from beluga_airflow.hooks.backends import AirflowBackends
 from beluga_airflow.llm.model_server import ModelServer
+from beluga_airflow.resilience.breaker import breakers
 from tests.hooks.test_llm import ASK, llm
 from tests.hooks.test_state import state
 
@@ -92,3 +93,19 @@ async def test_a_connection_that_was_refused_is_read_again(ready: Connections) -
             ready["beluga_llm_default"] = {**llm(server), "password": "the-right-key"}
             assert (await (await resources.model(None)).answer(ASK)).content
             assert await resources.model(None) is await resources.model(None)
+
+
+async def test_the_guards_of_a_connection_are_kept_in_the_operators_state_store(
+    ready: Connections, model_server: ModelServer
+) -> None:
+    ready["beluga_llm_default"] = llm(model_server, failure_threshold=1)
+    model_server.fail("status", status=503)
+    async with AirflowBackends() as backends:
+        other = await backends.resources(llm_conn_id=None, state_conn_id="other_state")
+        with pytest.raises(ModelUnavailable):
+            await (await other.model(None)).answer(ASK)
+        with pytest.raises(BreakerOpen):
+            await (await other.model(None)).answer(ASK)
+        default = await backends.resources(llm_conn_id=None, state_conn_id=None)
+        assert (await (await default.model(None)).answer(ASK)).content
+        assert [found.state for found in await breakers(other.state)] == ["open"]

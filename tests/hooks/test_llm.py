@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import BaseHook
 
+from beluga_airflow import CircuitBreaker, RateLimit, Retry
 from beluga_airflow.config import LLMSettings, Settings
-from beluga_airflow.errors import InvalidSetting
+from beluga_airflow.errors import BreakerOpen, InvalidSetting, ModelUnavailable
 from beluga_airflow.hooks.llm import LLMHook
+from beluga_airflow.hooks.state import StateHook
 from beluga_airflow.llm.client import Endpoint, ModelRequest
 from beluga_airflow.llm.model_server import ModelServer
+from beluga_airflow.resilience.breaker import breakers
+from beluga_airflow.resilience.limits import limits
+from beluga_airflow.state.memory import MemoryStore
 from tests.hooks.conftest import SECRET
 
 Connections = dict[str, Any]
@@ -119,6 +125,75 @@ async def test_the_client_asks_where_the_connection_leads(
     await client.close()
     assert (reply.model, reply.simulated, model_server.calls) == ("gpt-4.1", True, 1)
     hush(client, reply)
+
+
+# guards that all who use the connection share
+
+
+async def test_a_connection_with_a_breaker(
+    connections: Connections, model_server: ModelServer, home: Path, tmp_path: Path
+) -> None:
+    connections["own"] = llm(model_server, failure_threshold="2", recovery_timeout=3600)
+    model_server.fail("status", times=9, status=503)
+    for number in range(4):
+        client = await LLMHook("own").client()
+        with pytest.raises(ModelUnavailable if number < 2 else BreakerOpen):
+            await client.answer(ASK)
+        await client.close()
+    assert model_server.calls == 2
+    # where no store is given, it is the default one of Airflow's
+    store = await StateHook().store()
+    assert [(found.name, found.state) for found in await breakers(store)] == [("llm:own", "open")]
+    await store.close()
+
+
+async def test_a_connection_with_a_limit(connections: Connections, model_server: ModelServer) -> None:
+    connections["own: it"] = llm(model_server, requests_per_minute=3, tokens_per_minute="100000", concurrent_calls=2)
+    store = MemoryStore()
+    client = await LLMHook("own: it", state=store).client()
+    for _ in range(3):
+        await client.answer(ASK)
+    await client.close()
+    (found,) = await limits(store)
+    assert (found.name, found.requests, found.holders) == ("llm:own:_it", 3, 0)
+    assert 0 < found.tokens < 1_000
+
+
+async def test_arguments_go_before_the_connection(connections: Connections, model_server: ModelServer) -> None:
+    connections["own"] = llm(model_server, failure_threshold=1, requests_per_minute=1)
+    store = MemoryStore()
+    own = {"breaker": CircuitBreaker("b"), "limit": RateLimit("l", concurrent=9), "state": store}
+    client = await LLMHook("own", **own, retry=Retry(maximum_attempts=2, initial_interval=0)).client()
+    model_server.fail("status", status=503)
+    assert (await client.answer(ASK)).content
+    assert model_server.calls == 2, "asked again, since it was told to"
+    await client.close()
+    assert [found.name for found in await breakers(store)] == ["b"]
+    assert [found.name for found in await limits(store)] == ["l"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"failure_threshold": 0}, "failure_threshold of connection 'own' is '0', it must be a number above 0"),
+        ({"failure_threshold": 2.5}, "failure_threshold of connection 'own' is 2.5, it must be a whole number"),
+        ({"recovery_timeout": "soon"}, "recovery_timeout of connection 'own' is 'soon'"),
+        ({"requests_per_minute": -1}, "requests_per_minute of connection 'own' is '-1'"),
+        ({"tokens_per_minute": "many"}, "tokens_per_minute of connection 'own' is 'many'"),
+        ({"concurrent_calls": 1.5}, "concurrent_calls of connection 'own' is 1.5, it must be a whole number"),
+    ],
+)
+async def test_guards_that_cannot_be_are_refused(connections: Connections, fields: dict[str, Any], says: str) -> None:
+    connections["own"] = llm(base_url="http://127.0.0.1:9/v1", **fields)
+    with pytest.raises(InvalidSetting, match=says):
+        await LLMHook("own").client()
+    worked, told = await asyncio.to_thread(LLMHook("own").test_connection)
+    assert (worked, says in told) == (False, True)
+
+
+def test_what_is_no_guard_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match=r"LLMHook\('x'\): breaker is 5, it must be a CircuitBreaker; retry is 3"):
+        LLMHook("x", breaker=5, retry=3)  # type: ignore[arg-type]  # that is what is tested
 
 
 # the button in Airflow's form

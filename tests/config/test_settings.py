@@ -1,16 +1,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError, fields, is_dataclass
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from beluga_airflow import Chain, Graph, Retry
-from beluga_airflow.config import ChainSettings, GraphSettings, LLMSettings, Settings, WorkflowSettings
+from beluga_airflow.config import (
+    ChainSettings,
+    GraphSettings,
+    LLMSettings,
+    Settings,
+    StateSettings,
+    TemporalSettings,
+    WorkflowSettings,
+)
+from beluga_airflow.config.settings import PROVIDERS
 from beluga_airflow.errors import InvalidSetting
 from beluga_airflow.graph import Flow
+from beluga_airflow.llm.presets import PRESETS
+from beluga_airflow.state import open_store
 
 
 def flow_of(kind: type[Flow], **options: Any) -> Flow:
@@ -66,6 +77,25 @@ def test_settings_fill_what_is_left_open() -> None:
     assert settings.settle(flow_of(Chain).check(), durable=True).timeout == 4
 
 
+@pytest.mark.parametrize("kind", [Chain, Graph])
+def test_retries_on_temporal_are_as_elsewhere_unless_they_are_set(kind: type[Flow]) -> None:
+    settings = Settings(chain=ChainSettings(max_retries=1), graph=GraphSettings(max_retries=1))
+    on_temporal = replace(settings, workflow=WorkflowSettings(max_retries=5))
+    never = replace(settings, workflow=WorkflowSettings(max_retries=0))
+    inner = flow_of(kind)
+    nested = Graph("outer").add_node("in", inner).add_node("own", len, retry=Retry(maximum_attempts=7))
+
+    def attempts(settings: Settings, flow: Flow, durable: bool = True) -> set[int]:
+        return {step.retries.maximum_attempts for step in settings.settle(flow.check(), durable=durable).steps}
+
+    assert attempts(settings, inner) == {2}
+    assert attempts(on_temporal, inner) == {6}
+    assert attempts(never, inner) == {1}
+    assert attempts(on_temporal, inner, durable=False) == {2}, "of a flow in one task, and of an item of a batch"
+    assert attempts(on_temporal, flow_of(kind, retry=Retry(maximum_attempts=4))) == {4}, "the flow's own Retry"
+    assert attempts(on_temporal, nested) == {6, 7}
+
+
 @pytest.mark.parametrize(
     ("flow", "settings"),
     [
@@ -118,6 +148,21 @@ def test_the_defaults_of_connections_are_those_that_are_promised() -> None:
         (GraphSettings, {"max_retries": True}, "GraphSettings(max_retries=True): it must be a whole number, 0 or more"),
         (ChainSettings, {"max_retries": -1}, "ChainSettings(max_retries=-1): it must be a whole number, 0 or more"),
         (GraphSettings, {"parallel_execution": "no"}, "GraphSettings(parallel_execution='no'): it must be True or"),
+        (
+            WorkflowSettings,
+            {"max_retries": -1},
+            "WorkflowSettings(max_retries=-1): it must be a whole number, 0 or more",
+        ),
+        (ChainSettings, {"max_retries": None}, "ChainSettings(max_retries=None): it must be a whole number, 0 or more"),
+        (TemporalSettings, {"address": "t"}, "TemporalSettings(address='t'): it must be host:port, such as localhost:"),
+        (TemporalSettings, {"task_queue": " "}, "TemporalSettings(task_queue=' '): it must be a text of printable"),
+        (LLMSettings, {"provider": "opnai"}, "LLMSettings(provider='opnai'): it must be one of openai, azure"),
+        (LLMSettings, {"model": None}, "LLMSettings(model=None): it must be a text"),
+        (
+            StateSettings,
+            {"url": "hush"},
+            "StateSettings(url=...): it must be the URL of a state store, such as sqlite:",
+        ),
     ],
 )
 def test_a_setting_that_cannot_hold_is_refused(kind: type, wrong: dict[str, Any], message: str) -> None:
@@ -141,9 +186,34 @@ def test_settings_are_frozen_all_the_way_down() -> None:
 
     found = parts(Settings())
 
-    assert len(found) == 6
+    assert len(found) == 7
     for part in found:
         with pytest.raises(FrozenInstanceError):
             setattr(part, fields(part)[0].name, None)
         with pytest.raises(TypeError, match="positional"):
             type(part)(1)
+
+
+def test_known_providers_are_those_that_there_are_presets_for() -> None:
+    assert set(PROVIDERS) == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("memory://", "sqlite:////tmp/x/state.db", "redis://localhost:6379/0", "rediss://:p%40w@h/1"),
+        *("postgresql://u:pw@h/db", "postgres://h/db?sslmode=verify-full"),
+    ],
+)
+def test_a_url_that_can_be_opened_is_taken(url: str) -> None:
+    settings = StateSettings(url=url)
+    assert open_store(url)
+    assert repr(settings) == "StateSettings()", "it may hold a password"
+
+
+@pytest.mark.parametrize("url", ["", "x", "sqlite://", "sqlite:///", "redis:", "mysql://h/db", "http://h", "redis:/h"])
+def test_a_url_that_cannot_be_opened_is_refused(url: str) -> None:
+    with pytest.raises(InvalidSetting):
+        StateSettings(url=url)
+    with pytest.raises(InvalidSetting):
+        open_store(url)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from beluga_airflow.errors import InvalidSetting
@@ -12,21 +13,52 @@ from beluga_airflow.graph import Retry, Shape
 from beluga_airflow.graph.retry import is_number, is_whole
 from beluga_airflow.graph.shape import RESULT, Kind
 
-__all__ = ["ChainSettings", "GraphSettings", "LLMSettings", "Settings", "TemporalSettings", "WorkflowSettings"]
+__all__ = [
+    "RULES",
+    "ChainSettings",
+    "GraphSettings",
+    "LLMSettings",
+    "Settings",
+    "StateSettings",
+    "TemporalSettings",
+    "WorkflowSettings",
+]
 
-
+PROVIDERS = (
+    *("openai", "azure", "anthropic", "gemini", "groq", "mistral", "openrouter", "ollama", "vllm"),
+    "simulated",
+)
+"""The names in ``llm/presets.py``."""
+URL = re.compile(r"memory://.*|sqlite:///.+|(?:rediss?|postgres(?:ql)?)://.+")
+"""What ``state.open_store`` opens."""
+ADDRESS = re.compile(r"(?:[^\s/:@\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 SECONDS: tuple[str, Callable[[Any], bool]] = (
     "seconds, above 0 and finite",
     lambda value: is_number(value) and 0 < value < math.inf,
 )
+NAME: tuple[str, Callable[[Any], bool]] = ("a text of printable characters", lambda value: _is_text(value))
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "timeout": SECONDS,
     "step_timeout": SECONDS,
     "max_workers": ("a whole number, 1 or more", lambda value: is_whole(value) and value >= 1),
     "max_retries": ("a whole number, 0 or more", lambda value: is_whole(value) and value >= 0),
     "parallel_execution": ("True or False", lambda value: isinstance(value, bool)),
+    "address": ("host:port, such as localhost:7233", lambda value: _is_text(value) and bool(ADDRESS.fullmatch(value))),
+    "namespace": NAME,
+    "task_queue": NAME,
+    "provider": (f"one of {', '.join(PROVIDERS)}", lambda value: value in PROVIDERS),
+    "model": NAME,
+    "url": (
+        "the URL of a state store, such as sqlite:////path/to/state.db, redis://host:6379/0 or "
+        "postgresql://user:password@host/database",
+        lambda value: isinstance(value, str) and bool(URL.fullmatch(value)),
+    ),
 }
 """What a setting of this name must be."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and value.isprintable()
 
 
 class _Checked:
@@ -37,10 +69,13 @@ class _Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for setting in fields(self):  # type: ignore[arg-type]  # all that inherit are dataclasses
+            name, value = setting.name, getattr(self, setting.name)
             kind, holds = RULES.get(name, (None, None))
-            if holds is not None and not holds(value):
-                raise InvalidSetting(f"{type(self).__name__}({name}={value!r}): it must be {kind}")
+            if holds is None or holds(value) or (value is None and setting.default is None):
+                continue
+            shown = repr(value) if setting.repr else "..."
+            raise InvalidSetting(f"{type(self).__name__}({name}={shown}): it must be {kind}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +97,7 @@ class GraphSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalSettings:
+class TemporalSettings(_Checked):
     """Where Temporal is, when no connection says."""
 
     address: str = "localhost:7233"
@@ -72,9 +107,16 @@ class TemporalSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowSettings(_Checked):
-    """Flows on Temporal: ``timeout`` in seconds bounds a flow that has none of its own."""
+    """Flows on Temporal.
+
+    Args:
+        timeout: seconds, for a flow that has none of its own.
+        max_retries: of a step that has no ``Retry``, after its first attempt; None: as everywhere else.
+        temporal: the server.
+    """
 
     timeout: float = 3600.0
+    max_retries: int | None = None
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
 
 
@@ -88,6 +130,14 @@ class LLMSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateSettings(_Checked):
+    """The state store, when no connection says; None: a SQLite file under ``AIRFLOW_HOME``."""
+
+    # it may hold a password
+    url: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings(_Checked):
     """The settings in force. ``step_timeout`` is in seconds, for one attempt of a step."""
 
@@ -95,6 +145,7 @@ class Settings(_Checked):
     graph: GraphSettings = field(default_factory=GraphSettings)
     workflow: WorkflowSettings = field(default_factory=WorkflowSettings)
     llm: LLMSettings = field(default_factory=LLMSettings)
+    state: StateSettings = field(default_factory=StateSettings)
     step_timeout: float = 60.0
 
     def settle(self, shape: Shape, *, durable: bool = False) -> Shape:
@@ -106,7 +157,11 @@ class Settings(_Checked):
         """
         own = self._of(shape.kind)
         steps = tuple(
-            replace(step, timeout=step.timeout or self.step_timeout, retry=step.retry or self._retry(shape, step.name))
+            replace(
+                step,
+                timeout=step.timeout or self.step_timeout,
+                retry=step.retry or self._retry(shape, step.name, durable=durable),
+            )
             for step in shape.steps
         )
         groups = tuple(replace(group, max_workers=1) if group.parallel is False else group for group in shape.groups)
@@ -120,7 +175,9 @@ class Settings(_Checked):
             timeout=shape.timeout or (self.workflow.timeout if durable else own.timeout),
         )
 
-    def _retry(self, shape: Shape, step: str) -> Retry:
+    def _retry(self, shape: Shape, step: str, *, durable: bool) -> Retry:
+        if durable and self.workflow.max_retries is not None:
+            return Retry(maximum_attempts=self.workflow.max_retries + 1)
         # a step of a nested flow has that flow's default, as when the flow runs by itself; its end is the outer's
         around = [group for group in shape.around[step] if step != f"{group.path}.{RESULT}"]
         return Retry(maximum_attempts=self._of(around[-1].kind if around else shape.kind).max_retries + 1)
