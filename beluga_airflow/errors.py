@@ -17,6 +17,9 @@
     ├── StateError             a state store could not do what it was asked
     │   ├── StateUnavailable   it is not there now: worth another try
     │   └── HistoryLost        a reader comes too late: changes it has not seen are not kept any more
+    ├── NotNow                 a guard of ours lets nothing through now: worth another try
+    │   ├── BreakerOpen        what it guards has failed too often
+    │   └── LimitReached       its bound is used up, and there is no time to wait
     └── TemporalError          Temporal refused or lost what it was asked
         └── TemporalUnavailable  no server answers: worth another try
 
@@ -30,17 +33,20 @@ from typing import ClassVar
 
 __all__ = [
     "BelugaError",
+    "BreakerOpen",
     "FlowNotFound",
     "HistoryLost",
     "InvalidFlow",
     "InvalidInput",
     "InvalidOutput",
     "InvalidSetting",
+    "LimitReached",
     "MergeConflict",
     "MissingKey",
     "ModelError",
     "ModelRefused",
     "ModelUnavailable",
+    "NotNow",
     "StateError",
     "StateUnavailable",
     "StepExited",
@@ -152,6 +158,29 @@ class HistoryLost(StateError):
         super().__init__(message)
         self.after = after
         self.kept_from = kept_from
+
+
+class NotNow(BelugaError):
+    """A guard of ours lets nothing through now. What it guards was not called.
+
+    Args:
+        message: which guard, why, and what to do.
+        retry_after: seconds after which it may let something through, or None.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BreakerOpen(NotNow):
+    """What a circuit breaker guards has failed too often, and is left alone for a while."""
+
+
+class LimitReached(NotNow):
+    """A rate limit is used up, and the caller cannot wait for its next place."""
 
 
 class TemporalError(BelugaError):

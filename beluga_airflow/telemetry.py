@@ -1,15 +1,28 @@
-"""Spans, through the OpenTelemetry API only: whoever runs the process decides whether and where they go."""
+"""Spans and a counter, through the OpenTelemetry API only: whoever runs the process decides where they go."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, Span, SpanKind, Status, StatusCode
 
 from beluga_airflow.graph import FlowResult, Identity, Shape
 
-__all__ = ["FLOW_SPAN", "STEP_SPAN", "finish_flow_span", "flow_attributes", "flow_span", "step_span"]
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Counter
+
+__all__ = [
+    "FLOW_SPAN",
+    "STEP_SPAN",
+    "count_breaker_change",
+    "finish_flow_span",
+    "flow_attributes",
+    "flow_span",
+    "step_span",
+]
 
 FLOW_SPAN = "workflow.execute"
 STEP_SPAN = "workflow.step"
@@ -55,3 +68,18 @@ def step_span(flow: str, step: str, *, attempt: int, identity: Identity) -> Abst
         "workflow.step.idempotency_key": identity.key(step),
     }
     return tracer.start_as_current_span(STEP_SPAN, kind=SpanKind.INTERNAL, attributes=attributes)
+
+
+def count_breaker_change(name: str, state: str) -> None:
+    """Count that a circuit breaker came to this state."""
+    _breaker_changes().add(1, {"name": name, "state": state})
+
+
+@cache
+def _breaker_changes() -> Counter:
+    # most processes never count anything
+    from opentelemetry import metrics
+
+    return metrics.get_meter("beluga_airflow").create_counter(
+        "beluga.breaker.changes", unit="{change}", description="changes of the state of a circuit breaker"
+    )

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from reprlib import Repr
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from beluga_airflow.graph.callee import Callee
 from beluga_airflow.graph.retry import Retry
 from beluga_airflow.graph.shape import GroupShape, Join
 
-__all__ = ["Definition", "Link", "Reducer", "Step", "When", "told"]
+__all__ = ["Definition", "Guard", "Link", "Reducer", "Step", "When", "fault_of_guard", "told"]
 
 When = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 Reducer = Callable[[Any, Any], Any]
+
+
+@runtime_checkable
+class Guard(Protocol):
+    """What may keep a call back for a while: a circuit breaker or a rate limit, shared through a state store."""
+
+    @property
+    def name(self) -> str:
+        """By which all processes share it."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """``breaker`` or ``limit``."""
+        ...
+
+    @property
+    def guard(self) -> Callable[..., AbstractAsyncContextManager[Any]]:
+        """Lets the body of an ``async with guard(store, ...)`` through, or raises ``NotNow``.
+
+        ``store`` is the ``StateStore`` where it is kept if it has none of its own; the rest is by kind.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +54,7 @@ class Step:
         join: of its incoming edges.
         provides: the keys that it returns; None: nobody said which.
         compensate: what undoes it.
+        breaker, limit: what each attempt has to go past.
     """
 
     name: str
@@ -39,6 +64,8 @@ class Step:
     join: Join = "all"
     provides: tuple[str, ...] | None = None
     compensate: Any = None
+    breaker: Guard | None = None
+    limit: Guard | None = None
 
     @cached_property
     def callee(self) -> Callee:
@@ -109,6 +136,14 @@ class Definition:
 
 _short = Repr()
 _short.maxstring = _short.maxother = 200
+
+
+def fault_of_guard(value: Any, kind: str) -> str | None:
+    """Why this is no guard of that kind, as a clause of a sentence; None: it is one, or there is none."""
+    if value is None or (isinstance(value, Guard) and value.kind == kind):
+        return None
+    wanted = {"breaker": "a CircuitBreaker", "limit": "a RateLimit"}[kind]
+    return f"{kind} is {told(value)}, it must be {wanted}"
 
 
 def told(value: Any) -> str:
