@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
-from contextvars import copy_context
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
-from threading import Thread
+from functools import partial
 from typing import Any, TypeVar
 
 from opentelemetry.trace import Span
@@ -19,10 +18,13 @@ from beluga_airflow.execute.merge import States
 from beluga_airflow.execute.values import StepInputs, copied, rehydrated, to_json
 from beluga_airflow.graph import Decision, Flow, Identity, Outcome, Retry, StepContext, Stop
 from beluga_airflow.graph.callee import Callee
+from beluga_airflow.graph.parts import Step
 from beluga_airflow.graph.shape import UNDO
 from beluga_airflow.llm.client import ModelClient
 from beluga_airflow.llm.decide import decide
+from beluga_airflow.llm.memory import Conversation
 from beluga_airflow.resilience.bounded import bounded
+from beluga_airflow.resilience.calling import guarded, in_thread
 from beluga_airflow.resilience.retrying import judge
 from beluga_airflow.state import StateStore
 from beluga_airflow.telemetry import step_span
@@ -40,7 +42,7 @@ class Resources:
     """What steps need from outside.
 
     Args:
-        state: where decision records are kept.
+        state: where decision records are kept, and the guards of steps that have no store of their own.
         model: the client for a connection id, or for the default one (None).
         interrupts: what the host raises, wherever a step may be, to end the task; no failure of that step.
     """
@@ -124,10 +126,19 @@ async def _attempted(
             output, stop = states.added(step), None
         else:
             data = StepInputs(states.before(step), step)
+            guard = None
+            if part.breaker is not None or part.limit is not None:
+                guard = partial(_guarded, part, part.retry or flow.retry, resources.state, timeout)
             if isinstance(part.node, Decision):
-                returned, record = await _decided(part.node, data, identity, resources, timeout, number, last)
-            else:
+                returned, record = await _decided(
+                    flow.name, part.node, data, identity, resources, timeout, number, last, guard
+                )
+            elif guard is None:
                 returned = await _called(part.callee, data, timeout, _context(flow, step, identity, number))
+            else:
+                async with guard() as waited:
+                    context = _context(flow, step, identity, number)
+                    returned = await _called(part.callee, data, timeout, context, waited)
             stop = _status(step, returned) if isinstance(returned, Stop) else None
             output = _output(step, returned)
         taken: tuple[str, ...] = ()
@@ -228,6 +239,7 @@ def _contain(step: str, error: BaseException, interrupts: tuple[type[BaseExcepti
 
 
 async def _decided(
+    flow: str,
     decision: Decision,
     data: StepInputs,
     identity: Identity,
@@ -235,8 +247,14 @@ async def _decided(
     timeout: float | None,
     number: int,
     last: bool,
+    guard: Callable[[], AbstractAsyncContextManager[float]] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The answer as the step's output, and its record."""
+    conversation = None
+    if decision.memory is not None:
+        conversation = Conversation.of(
+            decision.memory, data, flow=flow, step=data.step, identity=identity, state=resources.state
+        )
     record = await decide(
         decision,
         {key: data[key] for key in decision.reads},
@@ -246,44 +264,34 @@ async def _decided(
         attempt=number,
         last=last,
         timeout=timeout,
+        conversation=conversation,
+        guard=guard,
     )
     return {str(decision.output_key): record.answer}, record.to_json()
 
 
-async def _called(callee: Callee, data: StepInputs, timeout: float | None, context: Callable[[], StepContext]) -> Any:
+@asynccontextmanager
+async def _guarded(part: Step, retry: Retry | None, state: StateStore, timeout: float | None) -> AsyncIterator[float]:
+    """Go past the guards of a step; gives the seconds that this took of the attempt's time."""
+    began = time.monotonic()
+    async with guarded(part.breaker, part.limit, state, retry=retry, within=timeout):
+        yield time.monotonic() - began
+
+
+async def _called(
+    callee: Callee, data: StepInputs, timeout: float | None, context: Callable[[], StepContext], waited: float = 0.0
+) -> Any:
     arguments = {"context": context()} if callee.takes_context else {}
-    with bounded(timeout, lambda: _too_slow(data.step, timeout)):
+    with bounded(timeout and timeout - waited, lambda: _too_slow(data.step, timeout)):
         value = rehydrated(callee.function, data)
         if callee.is_async:
             return await callee.function(value, **arguments)
-        returned = await _in_thread(lambda: callee.function(value, **arguments))
+        returned = await in_thread(lambda: callee.function(value, **arguments))
         return await returned if inspect.isawaitable(returned) else returned
 
 
 def _too_slow(step: str, timeout: float | None) -> StepTimeout:
     return StepTimeout(f"step {step!r} took longer than its timeout of {timeout:g} s")
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """Run ``call`` where it blocks nobody. Left behind when time is up: it has only copies.
-
-    A thread of its own, and a daemon: a pool would wait for one that hangs before it let the process end.
-    """
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except KeyboardInterrupt as error:  # the step's own; a real one reaches the main thread
-            future.set_exception(SystemExit(repr(error)))
-        except StopIteration as error:  # no future can carry it
-            future.set_exception(RuntimeError(f"StopIteration: {error}"))
-        except BaseException as error:
-            future.set_exception(error)
-
-    future.set_running_or_notify_cancel()
-    Thread(target=copy_context().run, args=(work,), name="beluga-step", daemon=True).start()
-    return await asyncio.wrap_future(future)
 
 
 def _status(step: str, stop: Stop) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from beluga_airflow.graph.decision import Decision
 from beluga_airflow.graph.flow import Chain, Flow, Graph
+from beluga_airflow.graph.memory import Memory
 from beluga_airflow.graph.outcome import FlowResult, Identity, Outcome, StepContext, Stop
 from beluga_airflow.graph.retry import Retry
 from beluga_airflow.graph.shape import Shape
@@ -15,6 +16,7 @@ __all__ = [
     "FlowResult",
     "Graph",
     "Identity",
+    "Memory",
     "Outcome",
     "Retry",
     "Shape",

@@ -21,7 +21,7 @@ from beluga_airflow.graph.callee import function_of, is_async, is_generator, sig
 from beluga_airflow.graph.decision import Decision
 from beluga_airflow.graph.flow import Flow
 from beluga_airflow.graph.nest import laid_flat
-from beluga_airflow.graph.parts import Definition, Link, Step, told
+from beluga_airflow.graph.parts import Definition, Link, Step, fault_of_guard, told
 from beluga_airflow.graph.retry import Retry, is_duration, is_whole
 from beluga_airflow.graph.shape import RESULT, UNDO, Edge, Shape, StepShape
 
@@ -189,9 +189,18 @@ def _faults_of_steps(steps: Iterable[Step]) -> Iterable[str]:
             yield f"the join of step {name} is {told(step.join)}, it must be 'all' or 'any'"
         inner = [*_faults_of_node(step.node), *(f"retry: {fault}" for fault in _faults_of_retry(step.retry))]
         inner += _faults_of_keys("provides", step.provides)
+        inner += _faults_of_guards(step)
         if step.compensate is not None:
             inner += (f"compensate: {fault}" for fault in _faults_of_function(step.compensate))
         yield from (f"step {name}: {fault}" for fault in inner)
+
+
+def _faults_of_guards(step: Step) -> Iterable[str]:
+    for kind, guard in (("breaker", step.breaker), ("limit", step.limit)):
+        if fault := fault_of_guard(guard, kind):
+            yield fault
+        elif guard is not None and isinstance(step.node, Flow):
+            yield f"it has a {kind}, but is a flow, and what is guarded is one call: give the {kind} to its steps"
 
 
 def _faults_of_retry(retry: Any) -> list[str]:
@@ -322,6 +331,12 @@ def _faults_of_reads(flow: Flow, flat: Definition, order: Iterable[str]) -> Iter
             for key in step.node.reads:
                 if key not in before:
                     yield f"step {name!r} reads {told(key)}, which neither the input nor an earlier step provides"
+            memory = step.node.memory
+            if memory is not None and memory.key not in before:
+                yield (
+                    f"step {name!r} finds its conversation by {told(memory.key)}, which neither the input nor an "
+                    "earlier step provides"
+                )
         for path in accumulate(name.split(".")[:-1], "{}.{}".format):
             entered.setdefault(path, before)
         if step.node is not None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from textwrap import shorten
 from typing import Any, Final, Literal
+
+from beluga_airflow.graph.memory import Memory
+from beluga_airflow.graph.parts import told
+from beluga_airflow.graph.retry import is_whole
 
 __all__ = ["UNSET", "Decision"]
 
@@ -45,6 +49,7 @@ class Decision:
         max_tokens: the most tokens an answer may have.
         model: the model, instead of the connection's.
         llm_conn_id: the connection, instead of the operator's.
+        memory: the conversation it belongs to: the model sees its earlier turns, and this one becomes the next.
     """
 
     question: str
@@ -62,14 +67,16 @@ class Decision:
     max_tokens: int = 500
     model: str | None = None
     llm_conn_id: str | None = None
+    memory: Memory | None = None
 
     def __repr__(self) -> str:
-        told = [repr(shorten(str(self.question), 100, placeholder=" ..."))]
+        given = [repr(shorten(str(self.question), 100, placeholder=" ..."))]
         for part in dataclasses.fields(self)[1:]:
             value = getattr(self, part.name)
-            if value is not part.default and value != part.default:
-                told.append(f"{part.name}={reprlib.repr(value)}")
-        return f"Decision({', '.join(told)})"
+            # of another type it is another: an array, compared, is neither True nor False
+            if type(value) is not type(part.default) or value != part.default:
+                given.append(f"{part.name}={reprlib.repr(value)}")
+        return f"Decision({', '.join(given)})"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -88,40 +95,68 @@ class Decision:
     def faults(self) -> list[str]:
         """What makes this decision meaningless, as clauses of a sentence; empty when it is sound."""
         found = []
-        if not self.question.strip():
+        if not isinstance(self.question, str):
+            found.append(f"its question is {told(self.question)}, it must be a text")
+        elif not self.question.strip():
             found.append("its question is empty")
         if (self.choices is None) == (self.output_type is None):
             found.append("it needs either choices or an output_type")
-        if all(isinstance(rule, Sequence) and len(rule) == 2 and callable(rule[0]) for rule in self.rules):
-            found += self._faults_of_answers()
-        else:
-            found.append("each of its rules must be a pair of a predicate and an answer")
-        if isinstance(self.reads, str):
-            found.append(f"reads is the text {self.reads!r}, it must be a list of keys")
-        elif not self.reads:
-            found.append("reads names no key, so the model would see nothing to decide on")
-        if self.on_uncertain == "fallback" and self.fallback is UNSET:
+        found += self._faults_of_rules() or self._faults_of_answers()
+        found += self._faults_of_reads()
+        if self.on_uncertain is not None and not _is_one_of(self.on_uncertain, ("fallback", "fail")):
+            found.append(f"on_uncertain is {told(self.on_uncertain)}, it must be 'fallback' or 'fail'")
+        elif self.on_uncertain == "fallback" and self.fallback is UNSET:
             found.append("on_uncertain is 'fallback' but no fallback is given")
-        if self.on_uncertain not in (None, "fallback", "fail"):
-            found.append(f"on_uncertain is {self.on_uncertain!r}, it must be 'fallback' or 'fail'")
-        if self.max_reprompts < 0:
-            found.append(f"max_reprompts is {self.max_reprompts}, it must be 0 or more")
-        if self.max_tokens < 1:
-            found.append(f"max_tokens is {self.max_tokens}, it must be 1 or more")
-        return found
+        if not isinstance(self.reason, bool):
+            found.append(f"reason is {told(self.reason)}, it must be True or False")
+        for name, least in (("max_reprompts", 0), ("max_tokens", 1)):
+            number = getattr(self, name)
+            if not is_whole(number) or number < least:
+                found.append(f"{name} is {told(number)}, it must be a whole number, {least} or more")
+        for name in ("output_key", "instructions", "model", "llm_conn_id"):
+            text = getattr(self, name)
+            if text is not None and not isinstance(text, str):
+                found.append(f"{name} is {told(text)}, it must be a text")
+        return [*found, *self._faults_of_memory()]
+
+    def _faults_of_rules(self) -> list[str]:
+        if not isinstance(self.rules, Sequence) or isinstance(self.rules, str):
+            return [f"rules is {told(self.rules)}, it must be a list of pairs of a predicate and an answer"]
+        if all(isinstance(rule, Sequence) and len(rule) == 2 and callable(rule[0]) for rule in self.rules):
+            return []
+        return ["each of its rules must be a pair of a predicate and an answer"]
+
+    def _faults_of_reads(self) -> list[str]:
+        if isinstance(self.reads, str):
+            return [f"reads is the text {told(self.reads)}, it must be a list of keys"]
+        if not isinstance(self.reads, Collection):
+            return [f"reads is {told(self.reads)}, it must be a list of keys"]
+        if not len(self.reads):
+            return ["reads names no key, so the model would see nothing to decide on"]
+        return [
+            f"reads names {told(key)}, it must name keys, which are texts" for key in self.reads if not _is_text(key)
+        ]
+
+    def _faults_of_memory(self) -> list[str]:
+        if self.memory is None:
+            return []
+        if not isinstance(self.memory, Memory):
+            return [f"memory is {told(self.memory)}, it must be a Memory"]
+        return [f"memory: {fault}" for fault in self.memory.faults()]
 
     def _faults_of_answers(self) -> list[str]:
         if self.choices is None:
             return _faults_of_output_type(self.output_type) or self._fault_of_own_answers()
-        if not isinstance(self.choices, Mapping | Sequence) or isinstance(self.choices, str):
+        if not isinstance(self.choices, Mapping | Sequence) or isinstance(self.choices, str | bytes | bytearray):
             # the order of a set differs from process to process, and with it the question
             return [f"choices is a {type(self.choices).__name__}, it must be a mapping or a list"]
-        labels = self.labels
+        if any(not _is_text(label) for label in self.choices):
+            return ["a choice must be a text that is not empty"]
         found = []
-        if len(labels) < 2 or len(set(labels)) != len(labels):
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             found.append("choices must be two or more different answers")
-        if any(not isinstance(label, str) or not label.strip() for label in labels):
-            found.append("a choice must be a text that is not empty")
+        if not all(isinstance(self.describe(label), str) for label in self.labels):
+            found.append("what choices says about a choice must be a text")
         return [*found, *self._fault_of_own_answers()]
 
     def _fault_of_own_answers(self) -> list[str]:
@@ -130,27 +165,39 @@ class Decision:
         for answer in own:
             if answer is UNSET:
                 continue
-            if self.choices is not None and answer not in self.labels:
-                return [f"{answer!r}, of its rules or fallback, is none of its choices"]
-            kinds = {bool: (bool,), int: (int,), float: (int, float)}.get(self.output_type)
-            if kinds and type(answer) not in kinds:
-                return [f"{answer!r}, of its rules or fallback, is no {self.output_type.__name__}"]
+            if self.choices is not None and not _is_one_of(answer, self.labels):
+                return [f"{told(answer)}, of its rules or fallback, is none of its choices"]
+            for kind, kinds in ((bool, (bool,)), (int, (int,)), (float, (int, float))):
+                if self.output_type is kind and type(answer) not in kinds:
+                    return [f"{told(answer)}, of its rules or fallback, is no {kind.__name__}"]
         return []
 
     def named(self, step: str) -> Decision:
         """This decision with its output key settled, as the step called ``step``."""
-        return self if self.output_key else dataclasses.replace(self, output_key=step)
+        is_open = self.output_key is None or (isinstance(self.output_key, str) and not self.output_key)
+        return dataclasses.replace(self, output_key=step) if is_open else self
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_one_of(value: Any, texts: Collection[str]) -> bool:
+    # an array, compared, is neither True nor False
+    return isinstance(value, str) and value in texts
 
 
 def _faults_of_output_type(kind: Any) -> list[str]:
-    if kind is None or kind in (bool, int, float):
+    if kind is None or any(kind is plain for plain in (bool, int, float)):
         return []
     if not (isinstance(kind, type) and hasattr(kind, "model_json_schema")):
-        return [f"its output_type is {kind!r}, it must be bool, int, float or a pydantic model"]
+        return [f"its output_type is {told(kind)}, it must be bool, int, float or a pydantic model"]
     try:
         schema = kind.model_json_schema()
     except Exception as error:  # pydantic's errors for this share no base of their own
         return [f"its output_type {kind.__name__} has no JSON schema: {error}"]
+    if not isinstance(schema, dict):
+        return [f"its output_type {kind.__name__} has no JSON schema: it gives {told(schema)}"]
     parts = {kind.__name__: schema, **schema.get("$defs", {})}
     return [
         f"{place} of its output_type leaves open what it holds, which no model's structured output can promise; "

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from beluga_airflow.errors import InvalidFlow
 from beluga_airflow.graph.decision import Decision
-from beluga_airflow.graph.parts import Definition, Link, Reducer, Step, When, told
+from beluga_airflow.graph.parts import Definition, Guard, Link, Reducer, Step, When, told
 from beluga_airflow.graph.retry import Retry, is_duration, seconds
 from beluga_airflow.graph.shape import Join, Kind, Shape
 
@@ -144,6 +144,8 @@ class Chain(Flow):
         retry: Retry | None = None,
         provides: Sequence[str] | None = None,
         compensate: Any = None,
+        breaker: Guard | None = None,
+        limit: Guard | None = None,
     ) -> Self:
         """Add the next step.
 
@@ -158,9 +160,13 @@ class Chain(Flow):
                 where its own steps do not say.
             compensate: undoes the finished step when the flow fails for good or is cancelled: a function of the data
                 as it was after the step. It has an idempotency key of its own, and the step's timeout and retry.
+            breaker: a ``CircuitBreaker`` that each attempt goes past, or, of a decision, each time it asks its model.
+                Without a store of its own it is kept in the run's. It does not guard ``compensate``.
+            limit: a ``RateLimit``, in the same way, behind the breaker. What an attempt waits for it counts in its
+                timeout.
         """
         before = self._steps[-1].name if self._steps else None
-        self._add(_step(name, step, timeout, retry, "all", provides, compensate))
+        self._add(_step(name, step, timeout, retry, "all", provides, compensate, breaker, limit))
         if before is not None:
             self._links.append(Link(source=before, target=name))
         return self
@@ -202,9 +208,11 @@ class Graph(Flow):
         join: Join = "all",
         provides: Sequence[str] | None = None,
         compensate: Any = None,
+        breaker: Guard | None = None,
+        limit: Guard | None = None,
     ) -> Self:
         """Add a step; ``join="any"`` runs it when one incoming edge is taken. The rest as ``Chain.add_step``."""
-        self._add(_step(name, node, timeout, retry, join, provides, compensate))
+        self._add(_step(name, node, timeout, retry, join, provides, compensate, breaker, limit))
         return self
 
     def add_edge(self, source: str, target: str, *, when: When | None = None) -> Self:
@@ -240,11 +248,14 @@ def _step(
     join: Join,
     provides: Sequence[str] | None,
     compensate: Any,
+    breaker: Guard | None,
+    limit: Guard | None,
 ) -> Step:
     name = _plain(name)
     if isinstance(node, Decision):
         node = node.named(name)
-        provides = (str(node.output_key),)
+        # what is no key is refused by the check
+        provides = (str(node.output_key),) if isinstance(node.output_key, str) else None
     return Step(
         name=name,
         node=node,
@@ -253,6 +264,8 @@ def _step(
         join=join,
         provides=_names(provides),
         compensate=compensate,
+        breaker=breaker,
+        limit=limit,
     )
 
 

@@ -97,6 +97,12 @@ class Progress:
         self._done[step] = outcome.taken
         self._follow(step)
 
+    @property
+    def ends(self) -> dict[str, str]:
+        """How each step ended that did: ``completed``, ``skipped`` or ``failed``."""
+        ends = {step: "completed" if step in self.outcomes else "skipped" for step in self._in_order(self._done)}
+        return ends | dict.fromkeys(self._in_order(self.failures), "failed")
+
     def outputs_before(self, step: str) -> dict[str, dict[str, Any]]:
         """What the finished steps before ``step`` returned."""
         return {name: self.outputs[name] for name in self.shape.ancestors[step] if name in self.outputs}
@@ -190,9 +196,6 @@ class Progress:
         return steps if len(steps) < 2 else sorted(steps, key=self.shape.order.__getitem__)
 
     def _result(self, status: str, *, data: dict[str, Any] | None = None, error: str | None = None) -> FlowResult:
-        order = self._in_order(self._done)
-        ends = {step: "completed" if step in self.outcomes else "skipped" for step in order}
-        ends.update(dict.fromkeys(self._in_order(self.failures), "failed"))
         decided = [(step, self.outcomes[step].decision) for step in self._in_order(self.outcomes)]
         decisions = {step: record for step, record in decided if record}
-        return FlowResult(status=status, data=data or {}, error=error, steps=ends, decisions=decisions)
+        return FlowResult(status=status, data=data or {}, error=error, steps=self.ends, decisions=decisions)

@@ -195,6 +195,11 @@ class Shape:
             for step in self.steps
         }
 
+    @property
+    def count(self) -> int:
+        """How many steps it has, the ends of nested flows aside."""
+        return sum(step.kind != "flow" for step in self.steps)
+
     def place(self, step: str) -> Place:
         """A step's place."""
         return Place(

@@ -119,12 +119,16 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """One question to a model: ``messages`` as the chat API has them, and the JSON schema of the answer."""
+    """One question to a model: ``messages`` as the chat API has them, and the JSON schema of the answer.
+
+    ``within``: seconds that whoever asks has left; no limit may take longer.
+    """
 
     messages: tuple[Mapping[str, str], ...]
     schema: Mapping[str, Any]
     max_tokens: int
     model: str | None = None
+    within: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,7 @@ class ModelClient(Protocol):
         Raises:
             ModelUnavailable: worth another try.
             ModelRefused: not worth another try.
+            NotNow: a guard before it does not let it through now.
         """
         ...
 

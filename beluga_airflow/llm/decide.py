@@ -7,22 +7,30 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from beluga_airflow.errors import ModelUnavailable, Undecided
+from beluga_airflow.errors import ModelUnavailable, NotNow, Undecided
 from beluga_airflow.graph import Decision
 from beluga_airflow.llm.answers import Misfit, fitted, parsed, schema_of
 from beluga_airflow.llm.client import ModelClient, ModelReply, ModelRequest, Usage
+from beluga_airflow.llm.memory import Conversation
 from beluga_airflow.llm.prices import cost_usd
-from beluga_airflow.llm.prompt import messages_of, misfit_message
+from beluga_airflow.llm.prompt import Exchange, messages_of, misfit_message
 from beluga_airflow.resilience.bounded import bounded
 from beluga_airflow.state import StateStore
 
 __all__ = ["DecisionRecord", "decide"]
 
 log = logging.getLogger(__name__)
+
+WAITING = 0.9
+"""Of the time that is left, what may be spent on waiting for a limit: the rest is for the model, or to say so."""
+
+OWES_TURN = "owes_turn"
+"""Beside a record in the store, until its turn is in its conversation: whoever reads it there adds the turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +108,8 @@ async def decide(
     attempt: int = 1,
     last: bool = True,
     timeout: float | None = None,
+    conversation: Conversation | None = None,
+    guard: Callable[[], AbstractAsyncContextManager[float]] | None = None,
 ) -> DecisionRecord:
     """Come to an answer, once: what is on record under ``key`` for the same question and data is not paid again.
 
@@ -112,10 +122,13 @@ async def decide(
         attempt: the attempt of the step.
         last: whether no other attempt follows, so that a model that cannot be reached means the fallback.
         timeout: seconds for asking the model, reprompts included; no answer by then is a model that cannot be reached.
+        conversation: that the decision belongs to; the model sees its earlier turns, and the decision becomes one.
+        guard: what asking the model has to go past; gives the seconds that it took of ``timeout``.
 
     Raises:
         Undecided: no answer that fits, and no fallback.
         ModelUnavailable: the endpoint cannot answer now, and there is another attempt or no fallback.
+        NotNow: a guard does not let the model be asked now, and there is another attempt or no fallback.
         ModelRefused: the endpoint refuses the key or the request.
         StateUnavailable: the record cannot be read or written.
     """
@@ -123,25 +136,59 @@ async def decide(
     name = f"beluga/decisions/{key}"
     kept = await state.get(name)
     if kept is not None and kept["fingerprint"] == fingerprint:
-        return DecisionRecord(**kept)
-    record = _by_rule(decision, data, fingerprint, attempt)
-    if record is None:
-        bill = _Bill(started=time.monotonic())
-        try:
-            with bounded(timeout, lambda: _too_slow(timeout)):
-                record = await _by_model(decision, data, fingerprint, attempt, model, bill)
-        except ModelUnavailable as error:
-            if not last or decision.when_uncertain != "fallback":
-                raise
-            record = _by_fallback(decision, data, fingerprint, attempt, bill, str(error))
-        except Misfit as misfit:
-            if decision.when_uncertain != "fallback":
-                raise Undecided(
-                    f"the model came to no answer that fits: {misfit}; ask more clearly or give a fallback"
-                ) from None
-            record = _by_fallback(decision, data, fingerprint, attempt, bill, str(misfit))
-    await state.set(name, record.to_json())
+        owes = kept.pop(OWES_TURN, False)
+        record = DecisionRecord(**kept)
+    else:
+        owes = conversation is not None
+        record = await _come_to(decision, data, fingerprint, attempt, last, timeout, model, conversation, guard)
+        await state.set(name, record.to_json() | ({OWES_TURN: True} if owes else {}))
+    if owes and conversation is not None:
+        await conversation.add(decision.question, data, _turn_of(record))
+        # a turn that has been pushed out since must not come back with a retry
+        await state.set(name, record.to_json())
     return record
+
+
+async def _come_to(
+    decision: Decision,
+    data: Mapping[str, Any],
+    fingerprint: str,
+    attempt: int,
+    last: bool,
+    timeout: float | None,
+    model: Callable[[str | None], Awaitable[ModelClient]],
+    conversation: Conversation | None,
+    guard: Callable[[], AbstractAsyncContextManager[float]] | None,
+) -> DecisionRecord:
+    if (record := _by_rule(decision, data, fingerprint, attempt)) is not None:
+        return record
+    earlier = await conversation.earlier() if conversation is not None else []
+    bill = _Bill(started=time.monotonic())
+    try:
+        async with nullcontext(0.0) if guard is None else guard() as waited:
+            try:
+                with bounded(timeout and timeout - waited, lambda: _too_slow(timeout)):
+                    return await _by_model(decision, data, earlier, fingerprint, attempt, model, bill, timeout)
+            except Misfit as misfit:
+                answered = misfit  # which is no failure of what the guards are there for
+        raise answered
+    except (ModelUnavailable, NotNow) as error:
+        if not last or decision.when_uncertain != "fallback":
+            raise
+        return _by_fallback(decision, data, fingerprint, attempt, bill, str(error))
+    except Misfit as misfit:
+        if decision.when_uncertain != "fallback":
+            raise Undecided(
+                f"the model came to no answer that fits: {misfit}; ask more clearly or give a fallback"
+            ) from None
+        return _by_fallback(decision, data, fingerprint, attempt, bill, str(misfit))
+
+
+def _turn_of(record: DecisionRecord) -> dict[str, Any]:
+    """What later turns are told of a decision."""
+    if record.decided_by != "model":
+        return {"answer": record.answer, "decided_by": record.decided_by}
+    return {"answer": record.answer} | ({"reason": record.reason} if record.reason else {})
 
 
 def _too_slow(timeout: float | None) -> ModelUnavailable:
@@ -168,13 +215,15 @@ def _by_rule(decision: Decision, data: Mapping[str, Any], fingerprint: str, atte
 async def _by_model(
     decision: Decision,
     data: Mapping[str, Any],
+    earlier: Sequence[Exchange],
     fingerprint: str,
     attempt: int,
     model: Callable[[str | None], Awaitable[ModelClient]],
     bill: _Bill,
+    timeout: float | None,
 ) -> DecisionRecord:
     client = await model(decision.llm_conn_id)
-    messages = messages_of(decision, data)
+    messages = messages_of(decision, data, earlier)
     for asked in range(decision.max_reprompts + 1):
         reply = await client.answer(
             ModelRequest(
@@ -182,6 +231,7 @@ async def _by_model(
                 schema=schema_of(decision),
                 max_tokens=decision.max_tokens,
                 model=decision.model,
+                within=timeout and WAITING * max(0.0, timeout - (time.monotonic() - bill.started)),
             )
         )
         bill.add(reply)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from airflow.sdk import Context
 
 from beluga_airflow.errors import BelugaError
-from beluga_airflow.graph import Chain, Decision, Retry
+from beluga_airflow.graph import Chain, Decision, Memory, Retry
 from beluga_airflow.graph.decision import UNSET
 from beluga_airflow.operators.flow import InTaskOperator
 from beluga_airflow.operators.runs import ended, failing_for_good, is_template, mapping_of
@@ -29,6 +30,8 @@ class LLMDecisionOperator(InTaskOperator):
             instructions.
         choices, output_type, instructions, rules, fallback, on_uncertain, reason, max_reprompts, max_tokens, model: as
             in ``Decision``.
+        memory: the conversation it belongs to, found by a field of ``data``, which the model sees like the rest;
+            without a name, of this task.
         retry: for a model that cannot be reached; up to 3 retries when left out.
         key, llm_conn_id, state_conn_id: see ``InTaskOperator``; ``key`` is templated, and may name a field of ``data``.
     """
@@ -53,12 +56,14 @@ class LLMDecisionOperator(InTaskOperator):
         max_reprompts: int = 1,
         max_tokens: int = 500,
         model: str | None = None,
+        memory: Memory | None = None,
         retry: Retry | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.question = question
         self.data = data
+        self.memory = memory
         self.retry = retry
         self.bounds = {
             "choices": choices,
@@ -73,17 +78,23 @@ class LLMDecisionOperator(InTaskOperator):
             "model": model,
         }
         # a decision that can never be sound is an import error of the DAG; its data is known only when it runs
-        self._chain("?" if is_template(question) else question, ["data"]).check()
+        self._chain("?" if is_template(question) else question, ["data"], memory=memory).check()
 
-    def _chain(self, question: str, reads: Sequence[str]) -> Chain:
-        decision = Decision(question, reads=reads, output_key="answer", **self.bounds)
+    def _chain(self, question: str, reads: Sequence[str], memory: Memory | None) -> Chain:
+        decision = Decision(question, reads=reads, output_key="answer", memory=memory, **self.bounds)
         return Chain("decision", retry=self.retry).add_step(STEP, decision)
+
+    def _memory(self, context: Context) -> Memory | None:
+        if self.memory is None or self.memory.name is not None:
+            return self.memory
+        # the flow in here has the same name in every task
+        return replace(self.memory, name=f"{context['ti'].dag_id}/{context['ti'].task_id}")
 
     async def work(self, context: Context) -> Any:
         """Come to the answer."""
         try:
             data = mapping_of(self.data)
-            chain = self._chain(self.question, sorted(data))
+            chain = self._chain(self.question, sorted(data), memory=self._memory(context))
             result, _ = await self.run_flow(context, chain, data, owner=self.task_id)
         except BelugaError as error:
             raise failing_for_good(error) from error

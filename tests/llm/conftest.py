@@ -11,6 +11,14 @@ import pytest
 
 from beluga_airflow.llm.client import Endpoint, OpenAIClient
 from beluga_airflow.llm.model_server import ModelServer
+from tests.state.conftest import (  # noqa: F401  # fixtures
+    database,
+    place,
+    redis_url,
+    serve,
+    server,
+    shared_place,
+)
 
 KEY = "sk-live-4f9aKEYc1"
 QUESTION = "Is the QUESTIONMARK order to be held?"

@@ -1,0 +1,199 @@
+"""The earlier turns of a decision's conversation: in a state store, bounded in tokens, each of them once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
+from random import uniform
+from typing import Any
+
+from beluga_airflow.errors import InvalidInput
+from beluga_airflow.graph import Identity, Memory
+from beluga_airflow.llm.prompt import Exchange, exchanged, json_text
+from beluga_airflow.state import StateStore
+
+__all__ = ["Conversation", "Turn", "tokens"]
+
+log = logging.getLogger(__name__)
+
+KEY_LENGTH = 200
+"""Characters that a conversation's key may have."""
+LEFT_OUT = "(left out: too long)"
+PER_MESSAGE = 6
+"""Tokens that a message costs beside its text: OpenAI's own count is 4, other chat formats take 5."""
+WIDEST = "0" * 16
+"""The boundary that is estimated at most."""
+WORD = re.compile(r" ?[A-Za-z]+")
+BACK_OFF = 0.02
+"""Seconds, at most, before a swap that somebody else was faster with is tried again."""
+
+
+def tokens(text: str) -> int:
+    """About how many tokens a model reads in a text, rather too many than too few.
+
+    Every model counts in its own way, and none of their tokenizers is at hand. All of them can write any byte as one
+    token, so that a text never has more tokens than bytes; they differ in what they merge. Merged here are only the
+    letters of a word, two to a token, with the space before it: in English words it is four or five, in random letters
+    about two. So digits, punctuation and the escapes of other scripts count fully, and English JSON about twice.
+    """
+    words = WORD.findall(text)
+    merged = sum(len(word) - (len(word.lstrip(" ")) + 1) // 2 for word in words)
+    return len(text.encode(errors="surrogatepass")) - merged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One decision of a conversation.
+
+    Args:
+        key: the idempotency key of its step: a conversation has one turn of it.
+        generation: that asked.
+        run: whose generation it is.
+        asked: what the model saw of the case, as JSON: question and data.
+        answered: answer and reason, as JSON; where no model did, by whom instead of the reason.
+    """
+
+    key: str
+    generation: int
+    run: str
+    asked: Mapping[str, Any]
+    answered: Mapping[str, Any]
+
+    @property
+    def exchange(self) -> Exchange:
+        """What of it goes to the model."""
+        return Exchange(asked=json_text(self.asked), answered=json_text(self.answered))
+
+    @property
+    def size(self) -> int:
+        """Tokens of its messages."""
+        return sum(PER_MESSAGE + tokens(message["content"]) for message in exchanged(self.exchange, WIDEST))
+
+    def within(self, max_tokens: int) -> Turn | None:
+        """This turn, without its data where it is too large by itself; None: too large all the same."""
+        for turn in (self, replace(self, asked={**self.asked, "data": LEFT_OUT})):
+            if turn.size <= max_tokens:
+                return turn
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One conversation, and whose turn it is now.
+
+    Args:
+        state: where it is kept.
+        entry: the store's key.
+        memory: its bounds.
+        key, generation, run: of the turn, see ``Turn``.
+    """
+
+    state: StateStore
+    entry: str
+    memory: Memory
+    key: str
+    generation: int
+    run: str
+
+    @classmethod
+    def of(
+        cls, memory: Memory, data: Mapping[str, Any], *, flow: str, step: str, identity: Identity, state: StateStore
+    ) -> Conversation:
+        """The conversation that the data names, at the turn of this step of this run.
+
+        Raises:
+            InvalidInput: the data does not name one.
+        """
+        names = (flow, step) if memory.name is None else (memory.name,)
+        key = _conversation_key(data[memory.key], step, memory.key)
+        return cls(
+            state=state,
+            entry=f"beluga/memory/{Identity.of(*names).key(Identity.of(key).scope)}",
+            memory=memory,
+            key=identity.key(step),
+            generation=identity.generation,
+            run=identity.run,
+        )
+
+    async def earlier(self) -> list[Exchange]:
+        """The newest turns that fit, oldest first: those before this one, where it is asked anew.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """
+        turns = takewhile(lambda turn: turn.key != self.key, _turns(await self.state.get(self.entry, {})))
+        return [turn.exchange for turn in _fitting([*turns], self.memory.max_tokens)]
+
+    async def add(self, question: str, data: Mapping[str, Any], answered: Mapping[str, Any]) -> None:
+        """Add this turn, or put it into the place of the one that an earlier generation left; once, however often.
+
+        Raises:
+            StateUnavailable: the store cannot be reached; it may be there all the same.
+        """
+        asked = {"data": dict(data), "question": question}
+        turn = Turn(key=self.key, generation=self.generation, run=self.run, asked=asked, answered=answered)
+        while True:
+            if await self._swapped(turn):
+                return
+            await asyncio.sleep(uniform(0, BACK_OFF))  # noqa: S311  # no secret: so that not all come at once again
+
+    async def _swapped(self, turn: Turn) -> bool:
+        found = await self.state.get_versioned(self.entry)
+        entry = found.value if found else {}
+        # decisions that share it may have different bounds: it is kept for the one that sees most
+        bound = max(self.memory.max_tokens, entry.get("max_tokens", 0))
+        turns = _fitting(_placed(_turns(entry), turn), bound)
+        value = {"max_tokens": bound, "turns": [asdict(turn) for turn in turns]}
+        if value == entry:
+            return True
+        version = found.version if found else None
+        ttl = self.memory.ttl_seconds
+        return await self.state.compare_and_swap(self.entry, value, version=version, ttl=ttl) is not None
+
+
+def _conversation_key(value: Any, step: str, field: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        problem = f"is {'None' if value is None else f'a {type(value).__name__}'}"
+    elif str(value).strip() in ("", "None"):  # a template renders what is missing as "None"
+        problem = "is empty"
+    elif len(str(value)) > KEY_LENGTH:
+        problem = f"has more than {KEY_LENGTH} characters"
+    else:
+        return str(value)
+    raise InvalidInput(
+        f"step {step!r} finds its conversation by {field!r}, which {problem}; it must be a text or a whole number that "
+        "names one, for instance a customer's number"
+    )
+
+
+def _turns(entry: Mapping[str, Any]) -> list[Turn]:
+    return [Turn(**turn) for turn in entry.get("turns", ())]
+
+
+def _placed(turns: list[Turn], turn: Turn) -> list[Turn]:
+    """The turns with this one: in the place of the one with its key, else the newest."""
+    for place, other in enumerate(turns):
+        if other.key == turn.key:
+            is_late = other.run == turn.run and other.generation > turn.generation
+            return turns if is_late else [*turns[:place], turn, *turns[place + 1 :]]
+    return [*turns, turn]
+
+
+def _fitting(turns: Iterable[Turn], max_tokens: int) -> list[Turn]:
+    """The newest turns that fit together, in their order."""
+    kept: list[Turn] = []
+    room = max_tokens
+    for turn in reversed([*turns]):
+        fitting = turn.within(max_tokens)
+        if fitting is None:
+            log.info("a turn of a conversation is left out: by itself it has more than %d tokens", max_tokens)
+            continue
+        room -= fitting.size
+        if room < 0:
+            break
+        kept.append(fitting)
+    return kept[::-1]
