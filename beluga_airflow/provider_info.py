@@ -36,10 +36,34 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
-        "triggers": [{"integration-name": name, "python-modules": ["beluga_airflow.triggers.temporal"]}],
+        "sensors": [{"integration-name": name, "python-modules": ["beluga_airflow.sensors.state"]}],
+        "triggers": [
+            {
+                "integration-name": name,
+                "python-modules": ["beluga_airflow.triggers.temporal", "beluga_airflow.triggers.state"],
+            }
+        ],
         "extra-links": ["beluga_airflow.operators.temporal.TemporalRunLink"],
         "cli": ["beluga_airflow.cli.commands.get_commands"],
         "connection-types": [_llm(), _temporal(), _state()],
+        "config": {
+            "beluga": {
+                "description": "Flows and decisions.",
+                "options": {
+                    "config_file": {
+                        "description": (
+                            "A YAML file with the settings that hold where neither an argument nor a connection says "
+                            "otherwise; a relative path is one under AIRFLOW_HOME. Read whenever a flow starts. "
+                            "``airflow beluga config`` shows what is in force."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "/etc/airflow/beluga.yaml",
+                        "default": None,
+                    },
+                },
+            },
+        },
     }
 
 
@@ -54,13 +78,22 @@ def _llm() -> dict[str, Any]:
         },
         "conn-fields": {
             "provider": _text("Provider", "openai, azure, anthropic, gemini, groq, mistral, ollama, vllm, ..."),
-            "model": _text("Model", "gpt-4o when left out"),
+            "model": _text("Model", "as configured when left out, or gpt-4o"),
             "base_url": _text("Base URL", "for an endpoint that is not the provider's own"),
             "timeout": {
                 "label": "Timeout (seconds)",
-                "description": "of one call; 30 when left out",
+                "description": "of one call; as configured when left out, or 30",
                 "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
             },
+            "failure_threshold": _whole("Breaker: failures", "in a row, of all workers, after which it is left alone"),
+            "recovery_timeout": {
+                "label": "Breaker: seconds",
+                "description": "that it is left alone, before one call tries again",
+                "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+            },
+            "requests_per_minute": _whole("Requests a minute", "of all workers together"),
+            "tokens_per_minute": _whole("Tokens a minute", "of all workers together"),
+            "concurrent_calls": _whole("Calls at once", "of all workers together"),
         },
     }
 
@@ -76,8 +109,8 @@ def _temporal() -> dict[str, Any]:
             "placeholders": {"host": "localhost", "port": "7233"},
         },
         "conn-fields": {
-            "namespace": _text("Namespace", "default when left out"),
-            "task_queue": _text("Task queue", "beluga-workflows when left out"),
+            "namespace": _text("Namespace", "as configured when left out, or default"),
+            "task_queue": _text("Task queue", "as configured when left out, or beluga-workflows"),
             "tls": {"label": "TLS", "schema": {"type": ["boolean", "null"]}},
             "ui_url": _text("Web UI", "address of Temporal's web UI, for links from tasks"),
         },
@@ -99,6 +132,10 @@ def _state() -> dict[str, Any]:
             },
         },
     }
+
+
+def _whole(label: str, description: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": ["integer", "null"], "minimum": 1}}
 
 
 def _text(label: str, description: str) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def started(state: Path) -> Iterator[Stack]:
         site = json.loads((state / "stack.json").read_text())["site"]
         stack = Stack(state, f"http://127.0.0.1:{site['airflow']}", temporal=f"127.0.0.1:{site['temporal']}")
         with closing(stack.http):
-            stack.unpause("order_batch", "order_chain", "order_durable", "order_graph", "shop_in_one_task")
+            read = ("order_batch", "order_chain", "order_durable", "order_graph", "order_watch", "shop_in_one_task")
+            stack.unpause(*read)
             yield stack
     finally:
         subprocess.run([*command, "down", *place], cwd=ROOT, env=keyless, check=True)

@@ -46,7 +46,7 @@ def test_it_is_what_airflows_schemas_ask_for() -> None:
     parts = json.loads((SCHEMAS / "provider.yaml.schema.json").read_text())["properties"]
     info = get_provider_info()
     faults = [*Draft202012Validator(whole).iter_errors(info)]
-    for name in ("connection-types", "integrations", "operators", "hooks", "triggers", "extra-links"):
+    for name in ("connection-types", "integrations", "operators", "sensors", "hooks", "triggers", "extra-links"):
         faults += Draft202012Validator(parts[name]).iter_errors(info[name])
     assert [fault.message for fault in faults] == []
 
@@ -56,9 +56,16 @@ def test_airflow_finds_it() -> None:
     assert entry.load()() == get_provider_info()
 
 
+def test_airflow_loads_the_plugin() -> None:
+    from airflow.plugins_manager import is_valid_plugin
+
+    (entry,) = [e for e in entry_points(group="airflow.plugins") if e.value.startswith("beluga_airflow.")]
+    assert is_valid_plugin(entry.load())
+
+
 def test_everything_it_names_is_there() -> None:
     info = get_provider_info()
-    for kind in ("operators", "hooks", "triggers"):
+    for kind in ("operators", "sensors", "hooks", "triggers"):
         for entry in info[kind]:
             assert entry["integration-name"] in {
                 integration["integration-name"] for integration in info["integrations"]
@@ -77,7 +84,7 @@ def test_everything_it_names_is_there() -> None:
 
 
 def test_every_module_of_the_rooms_is_named() -> None:
-    rooms = {"operators": "Operator", "hooks": "Hook", "triggers": "Trigger"}
+    rooms = {"operators": "Operator", "sensors": "Sensor", "hooks": "Hook", "triggers": "Trigger"}
     root = Path(importlib.import_module("beluga_airflow").__path__[0])
     for room, ending in rooms.items():
         named = {module for entry in get_provider_info()[room] for module in entry["python-modules"]}
@@ -116,7 +123,10 @@ def test_the_forms_appear(manager: Any) -> None:
     manager.initialize_providers_hooks()
     manager._load_ui_metadata()
     expected = {
-        "beluga_llm": ["provider", "model", "base_url", "timeout"],
+        "beluga_llm": [
+            *("provider", "model", "base_url", "timeout", "failure_threshold", "recovery_timeout"),
+            *("requests_per_minute", "tokens_per_minute", "concurrent_calls"),
+        ],
         "temporal": ["namespace", "task_queue", "tls", "ui_url"],
         "beluga_state": ["url"],
     }
@@ -154,6 +164,9 @@ def test_what_may_hold_a_secret_is_a_password_field(manager: Any) -> None:
         ("beluga_llm", "timeout", 0, False),
         ("beluga_llm", "timeout", "soon", False),
         ("beluga_llm", "model", "gpt-4o", True),
+        ("beluga_llm", "failure_threshold", 3, True),
+        ("beluga_llm", "failure_threshold", 0, False),
+        ("beluga_llm", "tokens_per_minute", 1.5, False),
         ("temporal", "tls", True, True),
         ("temporal", "tls", "maybe", False),
     ],
@@ -161,6 +174,20 @@ def test_what_may_hold_a_secret_is_a_password_field(manager: Any) -> None:
 def test_the_form_checks_its_fields(conn_type: str, field: str, value: Any, valid: bool) -> None:
     schema = TYPES[conn_type]["conn-fields"][field]["schema"]
     assert Draft202012Validator(schema).is_valid(value) is valid
+
+
+# its section of airflow.cfg
+
+
+def test_airflow_knows_its_options(tmp_path: Path) -> None:
+    listed = python(
+        "import sys; from airflow.__main__ import main; sys.argv = "
+        "['airflow', 'config', 'list', '--section', 'beluga', '--include-descriptions', '--include-examples']; main()",
+        AIRFLOW_HOME=str(tmp_path),
+    )
+    assert "[beluga]" in listed
+    assert "# Example: config_file = /etc/airflow/beluga.yaml" in listed
+    assert "whenever a flow starts" in " ".join(listed.split())
 
 
 # what Airflow's processes pay for it
