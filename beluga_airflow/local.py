@@ -16,14 +16,15 @@ from weakref import WeakKeyDictionary
 from beluga_airflow.config import Settings
 from beluga_airflow.errors import InvalidFlow, InvalidInput, StepTimeout
 from beluga_airflow.execute import Resources, States, attempt, own_cancellation, to_json, undo_with_retries
-from beluga_airflow.execute.checkpoints import Checkpoint
+from beluga_airflow.execute.checkpoints import Checkpoint, entry_names
+from beluga_airflow.execute.status import RunOf, StatusWriter
 from beluga_airflow.graph import Flow, FlowResult, Identity, Outcome, Shape
 from beluga_airflow.graph.progress import IN_FLIGHT, Progress
 from beluga_airflow.graph.shape import UNDO, GroupShape
 from beluga_airflow.llm.client import Endpoint, ModelClient, OpenAIClient
 from beluga_airflow.resilience.bounded import bounded, uncancelled
 from beluga_airflow.resilience.retrying import judge, retrying
-from beluga_airflow.state import StateStore
+from beluga_airflow.state import StateStore, open_store
 from beluga_airflow.state.memory import MemoryStore
 from beluga_airflow.telemetry import finish_flow_span, flow_span
 
@@ -51,10 +52,10 @@ async def run(
         flow: a chain or a graph.
         inputs: its input: JSON, or what can become JSON.
         key: the business key, from which idempotency keys are made; without it every run has keys of its own.
-        endpoint: where decisions ask; without it ``openai``, ``gpt-4o``, the key from ``OPENAI_API_KEY``.
+        endpoint: where decisions ask; without it as the settings say, with the key from ``OPENAI_API_KEY``.
         model: asks in place of ``endpoint``; not closed here.
-        state: keeps decision records; without it they go with the run.
-        settings: instead of the defaults.
+        state: keeps decision records, and the run's status; without it, and a ``state.url``, they go with the run.
+        settings: instead of the defaults; ``load_settings`` reads them from a file.
 
     Returns:
         how the flow ended; a flow that failed is a result, not an exception.
@@ -66,23 +67,25 @@ async def run(
         StateUnavailable: a state store was given and cannot be reached.
     """
     clients: dict[str | None, ModelClient] = {}
+    settings = settings or DEFAULTS
+    own = open_store(settings.state.url) if state is None and settings.state.url else None
+    state = state or own
 
     async def client_for(conn_id: str | None) -> ModelClient:
         if model is not None:
             return model
-        return clients.setdefault(conn_id, OpenAIClient(endpoint or Endpoint()))
+        return clients.setdefault(conn_id, OpenAIClient(endpoint or Endpoint(**vars(settings.llm))))
 
+    identity = Identity(scope=f"{flow.name}/run/{token_hex(16)}") if key is None else Identity.of(flow.name, key)
+    resources = Resources(state=state or MemoryStore(), model=client_for)
+    status = None if state is None else StatusWriter(state, RunOf.nobody(flow.name, identity))
     try:
-        return await run_with(
-            flow,
-            inputs,
-            identity=Identity(scope=f"{flow.name}/run/{token_hex(16)}") if key is None else Identity.of(flow.name, key),
-            resources=Resources(state=state or MemoryStore(), model=client_for),
-            settings=settings or DEFAULTS,
-        )
+        return await run_with(flow, inputs, identity=identity, resources=resources, settings=settings, status=status)
     finally:
         for client in clients.values():
             await client.close()
+        if own is not None:
+            await own.close()
 
 
 async def run_with(
@@ -95,6 +98,7 @@ async def run_with(
     checkpoint: Checkpoint | None = None,
     kept: Mapping[str, Outcome] | None = None,
     gives_up: Callable[[], bool] = lambda: True,
+    status: StatusWriter | None = None,
 ) -> FlowResult:
     """Run a flow in this process as a host (an operator, a batch on Temporal) wants it.
 
@@ -106,8 +110,8 @@ async def run_with(
         settings: for what the flow leaves open.
         checkpoint: where an earlier, lost run of the same identity kept how far it had come.
         kept: outcomes of another run, for steps that are not to run again.
-        gives_up: asked when this is cancelled: whether the flow is, so that its finished steps are undone, or only
-            this process, and another will go on.
+        gives_up: asked when this is cancelled: whether the flow is, and is undone, or this process only.
+        status: tells whoever looks how the run stands.
 
     Raises:
         InvalidFlow: the flow cannot mean anything.
@@ -122,7 +126,7 @@ async def run_with(
     if not isinstance(data, dict):
         raise InvalidInput(f"the input of flow {flow.name!r} is a {type(inputs).__name__}; give a mapping")
     with flow_span(shape, "task") as span:
-        known = {} if checkpoint is None else await checkpoint.load(_names_of(shape))
+        known = {} if checkpoint is None else await checkpoint.load(entry_names(shape))
         outcomes = {step: Outcome.from_json(entry) for step, entry in known.items() if step in shape.order}
         task = _Run(
             flow=flow,
@@ -135,7 +139,8 @@ async def run_with(
             traced=span.is_recording(),
         )
         try:
-            result = await task.to_end(known)
+            work = partial(task.to_end, known)
+            result = await (work() if status is None else status.through(work, task.progress, gives_up))
         except asyncio.CancelledError:
             finish_flow_span(span, FlowResult(status="cancelled"))
             raise
@@ -153,11 +158,6 @@ def _settled(flow: Flow, settings: Settings) -> Shape:
     if kept is None or (kept[0] is not settings and kept[0] != settings):
         kept = _shapes[flow] = (settings, settings.settle(flow.check()))
     return kept[1]
-
-
-def _names_of(shape: Shape) -> list[str]:
-    undos = [f"{step.name}.{UNDO}" for step in shape.steps if step.undo]
-    return [*shape.order, *undos, *([UNDO] if undos else [])]
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand, lazy_load_command
+from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand, lazy_load_command, positive_int
 
 __all__ = ["get_commands"]
 
@@ -41,6 +41,24 @@ def get_commands() -> list[CLICommand]:
                         Arg(("flow",), help="its import path: package.module:name"),
                         Arg(("--mermaid",), action="store_true", help="print it as a Mermaid flowchart instead"),
                     ),
+                ),
+                ActionCommand(
+                    name="status",
+                    help="Show how flow runs, circuit breakers and rate limits stand",
+                    func=lazy_load_command("beluga_airflow.cli.status.status"),
+                    args=(
+                        Arg(("--watch",), action="store_true", help="keep it live until Ctrl-C"),
+                        Arg(("--flow",), help="only runs of this flow"),
+                        Arg(("--limit",), type=positive_int(allow_zero=False), default=50, help="how many runs (50)"),
+                        Arg(("--state-conn-id",), default="beluga_state_default", help="the store's connection"),
+                        Arg(("--temporal-conn-id",), default="temporal_default", help="the server's connection"),
+                    ),
+                ),
+                ActionCommand(
+                    name="config",
+                    help="Print the settings in force, and where each came from",
+                    func=lazy_load_command("beluga_airflow.cli.config.config"),
+                    args=(Arg(("--json",), action="store_true", help="print them as JSON"),),
                 ),
                 ActionCommand(
                     name="model-server",

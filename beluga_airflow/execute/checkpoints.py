@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from beluga_airflow.errors import InvalidFlow
-from beluga_airflow.graph.shape import UNDO
+from beluga_airflow.graph.shape import UNDO, Shape
 
-__all__ = ["Checkpoint", "begin_anew"]
+__all__ = ["KEPT", "Checkpoint", "begin_anew", "entry_names"]
 
 log = logging.getLogger(__name__)
+
+KEPT = 30 * 86_400.0
+"""Seconds that what a run needs to go on stays in the state store after it was written last: longer than runs take, and
+than people take to look at a failed one. Airflow keeps its own task state as long."""
 
 
 class Checkpoint(Protocol):
@@ -28,6 +32,12 @@ class Checkpoint(Protocol):
     async def save(self, name: str, entry: dict[str, Any]) -> None:
         """Keep one; when this returns, it survives the loss of the process."""
         ...
+
+
+def entry_names(shape: Shape) -> list[str]:
+    """The names of all entries that a run of this shape may have."""
+    undos = [f"{step.name}.{UNDO}" for step in shape.steps if step.undo]
+    return [*shape.order, *undos, *([UNDO] if undos else [])]
 
 
 def begin_anew(entries: Mapping[str, Mapping[str, Any]], *, flow: str, before: str, now: str, again: str) -> None:

@@ -11,6 +11,7 @@ from airflow.sdk import Context
 
 from beluga_airflow.errors import BelugaError, InvalidInput, InvalidSetting, TemporalError
 from beluga_airflow.graph import FlowResult, Identity
+from beluga_airflow.hooks.settings import settings_in_force
 from beluga_airflow.operators.generation import generation
 from beluga_airflow.operators.runs import run_name, run_parts
 from beluga_airflow.operators.waiting import OnTemporal
@@ -39,7 +40,8 @@ class TemporalBatchOperator(OnTemporal):
         results_path: a local path; templated. When left out, a file under ``beluga/results`` beside the state store.
         max_in_flight: how many items run at once.
         task_queue, wait_timeout, temporal_conn_id, llm_conn_id, state_conn_id: as in ``TemporalWorkflowOperator``. The
-            state store must be one that this task and the worker share.
+            state store must be one that this task and the worker share; it keeps a batch for 30 days, within which it
+            must end.
     """
 
     template_fields: Sequence[str] = ("items", "items_args", "results_path", "task_queue")
@@ -65,10 +67,9 @@ class TemporalBatchOperator(OnTemporal):
         self.max_in_flight = max_in_flight
 
     async def started(self, context: Context) -> Any:
-        from beluga_airflow.config import Settings
         from beluga_airflow.temporal.messages import BATCH_WORKFLOW, BatchCall
 
-        shape = Settings().settle(self.flow.check())
+        shape = settings_in_force().settle(self.flow.check())
         async with generation(context) as number:
             name = f"{run_name(context)}@{number}"
             earlier = (f"{run_name(context)}@{cleared}" for cleared in reversed(range(number)))
@@ -99,8 +100,8 @@ class TemporalBatchOperator(OnTemporal):
             # not by today's name: somebody may have changed retries= meanwhile
             batch = Batch(store, run.workflow_id)
             path = self._path(store.url, batch.name)
-            manifest = await published(batch.results(returned["total"], returned["lost"]), path)
             started = await batch.started()
+            manifest = await published(batch.results(returned["total"], returned["lost"]), path)
         seconds = max(time.time() - started, 0.001)
         return {
             "workflow_id": run.workflow_id,

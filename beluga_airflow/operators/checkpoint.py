@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from beluga_airflow.execute.checkpoints import begin_anew
+from beluga_airflow.execute.checkpoints import KEPT, begin_anew
 from beluga_airflow.graph import Shape
 from beluga_airflow.graph.shape import UNDO
 from beluga_airflow.operators.runs import run_name
@@ -69,7 +69,7 @@ class TaskCheckpoint:
         self.entries[name] = entry
         if len(json.dumps(entry)) > TASK_STATE_LIMIT:
             key = f"beluga/checkpoints/{self._place}/{self._name(name)}"
-            await self._store.set(key, entry)
+            await self._store.set(key, entry, ttl=KEPT)
             entry = {"in_state_store": key}
         await self._set(self._name(name), entry)
 
@@ -102,7 +102,7 @@ class TaskCheckpoint:
     async def _followed(self, kept: Any) -> dict[str, Any] | None:
         if not isinstance(kept, dict) or "in_state_store" not in kept:
             return kept
-        # gone where the store was lost with its machine: then the step runs again
+        # gone where the store was lost with its machine, or long ago: then the step runs again
         found: dict[str, Any] | None = await self._store.get(kept["in_state_store"])
         return found
 

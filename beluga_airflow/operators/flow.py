@@ -12,6 +12,7 @@ from beluga_airflow.errors import BelugaError
 from beluga_airflow.graph import Chain, Flow, FlowResult, Graph, Outcome
 from beluga_airflow.graph.earlier import EarlierRun
 from beluga_airflow.hooks.llm import LLMHook
+from beluga_airflow.hooks.settings import settings_in_force
 from beluga_airflow.hooks.state import StateHook
 from beluga_airflow.operators.again import Again, identity_behind, leave
 from beluga_airflow.operators.endable import Endable
@@ -23,7 +24,9 @@ from beluga_airflow.operators.runs import (
     identity_of,
     is_template,
     mapping_of,
+    owner_of,
     push_decisions,
+    run_name,
 )
 
 __all__ = ["ChainOperator", "GraphOperator", "InTaskOperator"]
@@ -77,15 +80,15 @@ class InTaskOperator(Endable):
             how it ended, and what it leaves for a later run.
         """
         # the runtime, which no DAG file needs when it is parsed
-        from beluga_airflow.config import Settings
+        from beluga_airflow.execute.status import RunOf, StatusWriter, status_key
         from beluga_airflow.execute.values import to_json
         from beluga_airflow.hooks.backends import AirflowBackends
         from beluga_airflow.local import run_with
         from beluga_airflow.operators.checkpoint import TaskCheckpoint
 
-        shape = flow.check()
+        settings, shape = settings_in_force(), flow.check()
         data = to_json(inputs, f"the input of flow {flow.name!r}")
-        async with generation(context) as number, AirflowBackends() as backends:
+        async with generation(context) as number, AirflowBackends(lambda: settings) as backends:
             identity = identity_of(
                 context, owner, data, key=self.key, key_is_field=self.key_is_field, generation=number
             )
@@ -94,16 +97,24 @@ class InTaskOperator(Endable):
             resources = await backends.resources(llm_conn_id=self.llm_conn_id, state_conn_id=self.state_conn_id)
             await resources.ready_for(flow)
             checkpoint = TaskCheckpoint(context, shape, number, resources.state, backends.airflow)
+            of = RunOf(
+                key=status_key(flow.name, identity.scope),
+                run=run_name(context),
+                generation=identity.generation,
+                runtime="task",
+                owner=owner_of(context),
+            )
             result = await run_with(
                 flow,
                 data,
                 identity=identity,
                 resources=resources,
-                settings=Settings(),
+                settings=settings,
                 checkpoint=checkpoint,
                 kept=stands.outcomes if stands else None,
                 # a task that is told to end may have been lost with its machine: a retry goes on
                 gives_up=lambda: False,
+                status=StatusWriter(resources.state, of),
             )
         finished = {step: entry for step, entry in checkpoint.entries.items() if step in shape.order}
         return result, EarlierRun(

@@ -20,6 +20,7 @@ __all__ = [
     "identity_of",
     "is_template",
     "mapping_of",
+    "owner_of",
     "parsed_text",
     "push_decisions",
     "run_name",
@@ -78,6 +79,12 @@ def parsed_text(text: str, what: str) -> Any:
 def run_name(context: Context) -> str:
     """The run as one text: in workflow ids, batches and records."""
     return "/".join(map(str, run_parts(context)))
+
+
+def owner_of(context: Context, task_id: str | None = None) -> dict[str, Any]:
+    """Who has a run, in its status: this task, or another of this run and map index."""
+    dag_id, run_id, own, index = run_parts(context)
+    return {"dag_id": dag_id, "run_id": run_id, "task_id": task_id or own, "map_index": index}
 
 
 def is_template(value: object) -> bool:

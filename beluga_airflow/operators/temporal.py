@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Context
 
-from beluga_airflow.errors import TemporalError
+from beluga_airflow.errors import BelugaError, TemporalError
 from beluga_airflow.graph import FlowResult, Shape
+from beluga_airflow.hooks.settings import settings_in_force
 from beluga_airflow.hooks.temporal import TemporalHook
 from beluga_airflow.operators.again import Again, identity_behind
 from beluga_airflow.operators.generation import generation
@@ -50,7 +51,8 @@ class TemporalWorkflowOperator(OnTemporal):
             that DAG run (its id), and take what the steps that do not follow from it did there, from the history of
             its workflow; templated, nothing: run whole.
         task_queue: instead of the connection's.
-        wait_timeout: how long the task waits; the workflow itself is bounded by its flow's timeout, or 3600 s.
+        wait_timeout: how long the task waits; the workflow itself is bounded by its flow's timeout, or
+            ``orchestration.workflow.timeout`` of the configuration file (3600 s).
         temporal_conn_id: the server's connection.
         llm_conn_id, state_conn_id: names of the connections that the worker's steps use.
     """
@@ -77,12 +79,11 @@ class TemporalWorkflowOperator(OnTemporal):
         self.workflow_id = workflow_id
 
     async def started(self, context: Context) -> Any:
-        from beluga_airflow.config import Settings
         from beluga_airflow.execute.values import to_json
         from beluga_airflow.temporal.messages import FLOW_WORKFLOW, FlowCall
 
         inputs = to_json(mapping_of(self.inputs), f"the input of flow {self.flow.name!r}")
-        shape = Settings().settle(self.flow.check(), durable=True)
+        shape = settings_in_force().settle(self.flow.check(), durable=True)
         again = Again(self.again_from, self.again_run)
         stands = await self._stands(context, again, shape, inputs) if again else None
         inputs = stands.inputs if stands else inputs
@@ -175,10 +176,28 @@ class TemporalWorkflowOperator(OnTemporal):
             del client
         return again.begun(context, shape, earlier, given=given, key=self.key, key_is_field=self.key_is_field)
 
-    async def completed(self, context: Context, run: Run, returned: Any) -> dict[str, Any]:  # noqa: ARG002  # for batches
+    async def completed(self, context: Context, run: Run, returned: Any) -> dict[str, Any]:
         result = FlowResult.from_json(returned)
+        if not result.ok:
+            await self._settle(run, result)
         push_decisions(context, result)
         undone = ", ".join(repr(step) for step, how in result.undone.items() if how == "undone")
         if undone and not result.ok:
             result = replace(result, error=f"{result.error}; undone: {undone}")
         return ended(result)
+
+    async def _settle(self, run: Run, result: FlowResult) -> None:
+        """Tell the end of a flow whose workflow was ended from outside, so that it could not tell itself."""
+        from beluga_airflow.execute.status import StatusWriter
+        from beluga_airflow.hooks.backends import AirflowBackends
+        from beluga_airflow.temporal.client import was_cut_off
+        from beluga_airflow.temporal.history import told_of
+
+        try:
+            client, target = await TemporalHook(self.temporal_conn_id).client()
+            of = await told_of(client, target, run) if await was_cut_off(client, target, run) else None
+            if of is not None:
+                async with AirflowBackends() as backends:
+                    await StatusWriter(await backends.store(self.state_conn_id), of, shared=True).end(result)
+        except BelugaError as error:
+            self.log.warning("the status of the flow's run is not settled: %s", error)

@@ -30,14 +30,16 @@ class Members:
 
     Args:
         group_id: of the group, with those around it.
-        shape: of the flow, settled. It has no caps: the edges between the tasks keep them.
+        shape: of the flow, not settled: what it leaves open is looked up when a task starts.
         tasks: the id of the task of each step.
+        result: the id of the last task.
         undo: the id of the task that undoes, where any step can be undone.
     """
 
     group_id: str
     shape: Shape
     tasks: Mapping[str, str]
+    result: str
     undo: str | None = None
 
 

@@ -22,6 +22,7 @@ from beluga_airflow.task_group.tasks import MemberOperator
 
 if TYPE_CHECKING:
     from beluga_airflow.execute import States
+    from beluga_airflow.execute.status import StatusWriter
     from beluga_airflow.graph.progress import Progress
 
 __all__ = ["AttemptFailed", "StepOperator", "StepRetryPolicy"]
@@ -96,21 +97,29 @@ class StepOperator(MemberOperator):
         outcomes = {step: siblings.left[step].outcome for step in before if step in siblings.left}
         progress, states = Progress(self.shape, outcomes), self.states(outcomes)
         if self.step not in progress.start():
-            return self._passed_over(context, progress, states)
+            return await self._passed_over(context, progress, states)
         progress.running = [self.step]  # the others that may start are tasks of their own
         async with generation(context) as cleared:
             identity = self.identity(context, cleared)
             started = await clocks(context, self.shape, self.step, known=siblings.started(), generation=cleared)
-            ended = await self._ended(context, progress, states, identity, started)
+            async with self.status(context) as status:
+                status.note({self.step: "running"})
+                ended = await self._ended(context, progress, states, identity, started)
+                failed = ended if isinstance(ended, FlowResult) else None
+                if isinstance(ended, Outcome) and ended.fault is not None:
+                    # done, so it is among what is to be undone
+                    progress.end(self.step, ended)
+                    failed = progress.result()
+                status.note({self.step: "failed" if failed else "completed"})
+                if failed is not None:
+                    await self._tell(status, failed)
         if isinstance(ended, FlowResult):
             return _failed(context, ended)
         if ended.decision is not None:
             context["ti"].xcom_push(key="decision", value=ended.decision)
         left = Left(outcome=ended, started=started, attempt=context["ti"].try_number)
-        if ended.fault is not None:
-            # done, so it is among what is to be undone
-            progress.end(self.step, ended)
-            return _failed(context, progress.result(), left)
+        if failed is not None:
+            return _failed(context, failed, left)
         return left.to_json()
 
     def _check_nothing_ended(self, siblings: Siblings) -> None:
@@ -125,7 +134,12 @@ class StepOperator(MemberOperator):
             # it waited for others, so that it was not skipped with what is before the group
             raise AirflowSkipException(f"step {entries[0]!r} was skipped, so that the flow does not run")
 
-    def _passed_over(self, context: Context, progress: Progress, states: States) -> dict[str, Any]:
+    async def _tell(self, status: StatusWriter, failed: FlowResult) -> None:
+        """Tell that the flow has failed, where no task after this one does."""
+        if self.members.undo is None:
+            await status.end(failed)
+
+    async def _passed_over(self, context: Context, progress: Progress, states: States) -> dict[str, Any]:
         if progress.skipped_end == self.step:
             from beluga_airflow.resilience.retrying import judge
 
@@ -135,6 +149,8 @@ class StepOperator(MemberOperator):
             except Exception as error:  # a conflict, or the code of a reducer
                 progress.failures[self.step] = judge(error, self.shape.by_name[self.step].retries).message
             if progress.failures:
+                async with self.status(context) as status:
+                    await self._tell(status, progress.result())
                 return _failed(context, progress.result())
         raise AirflowSkipException(f"the edges into step {self.step!r} are not taken")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +17,7 @@ from beluga_airflow.errors import BelugaError
 from beluga_airflow.graph import Flow, FlowResult, Identity, Outcome
 from beluga_airflow.graph.shape import Shape
 from beluga_airflow.hooks.backends import INTERRUPTS
+from beluga_airflow.hooks.settings import settings_in_force
 from beluga_airflow.operators.flow import InTaskOperator
 from beluga_airflow.operators.generation import generation
 from beluga_airflow.operators.runs import (
@@ -23,6 +25,7 @@ from beluga_airflow.operators.runs import (
     failing_for_good,
     identity_of,
     mapping_of,
+    owner_of,
     push_decisions,
     run_parts,
 )
@@ -30,6 +33,7 @@ from beluga_airflow.task_group.siblings import UNDONE, Members, Siblings, read
 
 if TYPE_CHECKING:
     from beluga_airflow.execute import States
+    from beluga_airflow.execute.status import StatusWriter
     from beluga_airflow.graph.progress import Progress
 
 __all__ = ["MemberOperator", "ResultOperator", "UndoOperator"]
@@ -58,11 +62,13 @@ class MemberOperator(InTaskOperator):
         self.flow = flow
         self.members = members
         self.inputs = inputs
+        self._settled: Shape | None = None
 
     async def work(self, context: Context) -> dict[str, Any]:
         """Do this task's part, seeing how the others stand."""
-        siblings = await asyncio.to_thread(read, context, self.members, self.looks_at())
         try:
+            self._settled = _uncapped(settings_in_force().settle(self.members.shape))
+            siblings = await asyncio.to_thread(read, context, self.members, self.looks_at())
             return await self.proceed(context, siblings)
         except BelugaError as error:
             raise failing_for_good(error) from error
@@ -77,8 +83,9 @@ class MemberOperator(InTaskOperator):
 
     @property
     def shape(self) -> Shape:
-        """Of the flow, settled."""
-        return self.members.shape
+        """Of the flow, settled when this task started. It has no caps: the edges between the tasks keep them."""
+        assert self._settled is not None, "the task has started"
+        return self._settled
 
     def states(self, outcomes: Mapping[str, Outcome]) -> States:
         """The data of the run, with what these steps returned.
@@ -104,6 +111,29 @@ class MemberOperator(InTaskOperator):
         dag_id, run_id, _, index = run_parts(context)
         of_group = Identity.of(dag_id, run_id, self.members.group_id, index)
         return own if self.key is not None else replace(own, scope=of_group.scope)
+
+    @asynccontextmanager
+    async def status(self, context: Context) -> AsyncIterator[StatusWriter]:
+        """What tells of the run; each task of the group tells its part."""
+        from beluga_airflow.execute.status import RunOf, StatusWriter, status_key
+        from beluga_airflow.hooks.backends import AirflowBackends
+
+        dag_id, run_id, _, index = run_parts(context)
+        of = RunOf(
+            key=status_key(self.flow.name, self.identity(context, 0).scope),
+            run=Identity.of(dag_id, run_id, self.members.group_id, index).scope,
+            # of all tasks: each has a generation of its own
+            generation=int(getattr(context["dag_run"], "clear_number", None) or 0),
+            runtime="tasks",
+            total=self.shape.count,
+            owner=owner_of(context, self.members.result),
+        )
+        async with AirflowBackends() as backends:
+            status = StatusWriter(await backends.store(self.state_conn_id), of, shared=True)
+            try:
+                yield status
+            finally:
+                await status.flush()
 
     def check_not_undone(self, siblings: Siblings, steps: Iterable[str]) -> None:
         """See that none of these steps was undone after it had finished.
@@ -145,6 +175,8 @@ class UndoOperator(MemberOperator):
         for failure in siblings.failures.values():
             progress.undone |= failure.undone  # of what was in flight
         if not siblings.failures or not (steps or progress.undone):
+            if siblings.failures:
+                await self._tell(context, siblings, progress)
             why = "no step failed" if not siblings.failures else "no step that can be undone had finished"
             raise AirflowSkipException(f"{why}: there is nothing to undo")
         attempts = {step: siblings.left[step].attempt for step in steps}
@@ -155,12 +187,20 @@ class UndoOperator(MemberOperator):
             identity = self.identity(context, number)
             for step in steps:
                 progress.undone[step] = await self._undone(context, step, attempts[step], states, identity)
-        result = progress.after_undoing(_first(siblings.failures))
+        result = await self._tell(context, siblings, progress)
         left = {"undone": result.undone}
         if any(progress.undone.values()):
             context["ti"].xcom_push(key="return_value", value=left)
             ended(result)
         return left
+
+    async def _tell(self, context: Context, siblings: Siblings, progress: Progress) -> FlowResult:
+        """Tell how the flow ended."""
+        steps = {**progress.ends, **dict.fromkeys(siblings.failures, "failed")}
+        result = replace(progress.after_undoing(_first(siblings.failures)), steps=steps)
+        async with self.status(context) as status:
+            await status.end(result)
+        return result
 
     async def _still_undone(self, context: Context) -> dict[str, Any]:
         """What earlier attempts set out to undo; told anew, as Airflow wipes a task's XComs when it runs again."""
@@ -201,6 +241,18 @@ class ResultOperator(MemberOperator):
 
     async def proceed(self, context: Context, siblings: Siblings) -> dict[str, Any]:
         """Put the flow's result together."""
+        try:
+            result = self._result(siblings)
+        except AirflowFailException as error:
+            async with self.status(context) as status:
+                await status.end(FlowResult(status="failed", error=str(error)))
+            raise
+        async with self.status(context) as status:
+            await status.end(result)
+        push_decisions(context, result)
+        return ended(result)
+
+    def _result(self, siblings: Siblings) -> FlowResult:
         from beluga_airflow.graph.progress import Progress
 
         self.check_not_undone(siblings, self.shape.order)
@@ -212,9 +264,7 @@ class ResultOperator(MemberOperator):
         progress = Progress(self.shape, outcomes)
         self._check_complete(progress)
         skipped = progress.skipped_end
-        result = progress.result(states.before(skipped) if skipped else None)
-        push_decisions(context, result)
-        return ended(result)
+        return progress.result(states.before(skipped) if skipped else None)
 
     def _check_complete(self, progress: Progress) -> None:
         # nothing starts where a step stopped the flow
@@ -227,6 +277,12 @@ class ResultOperator(MemberOperator):
             f"flow {self.flow.name!r} is not at its end: {', '.join(map(repr, missing))} did not run when it could not "
             "go on; clear what failed and what was skipped then, with all that is downstream"
         )
+
+
+def _uncapped(shape: Shape) -> Shape:
+    """The shape as each task sees it: whether another one may start is not its matter."""
+    groups = tuple(replace(group, max_workers=None) for group in shape.groups)
+    return replace(shape, max_workers=len(shape.steps), groups=groups)
 
 
 def _first(failures: Mapping[str, FlowResult]) -> FlowResult:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -15,26 +16,38 @@ from temporalio.exceptions import ApplicationError
 from beluga_airflow.config import Settings
 from beluga_airflow.errors import BelugaError, FlowNotFound, InvalidFlow
 from beluga_airflow.execute import Resources, States, attempt, own_cancellation, undo
-from beluga_airflow.graph import Flow, Identity, Retry
+from beluga_airflow.execute.status import RunOf, StatusWriter, moment, status_key
+from beluga_airflow.graph import Flow, FlowResult, Identity, Retry
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.graph.shape import Place
 from beluga_airflow.local import run_with
 from beluga_airflow.resilience.retrying import judge
+from beluga_airflow.state import StateStore
 from beluga_airflow.temporal.batch import Batch
 from beluga_airflow.temporal.batch_workflow import ITEM_RETRY
 from beluga_airflow.temporal.messages import (
     ITEM_ACTIVITY,
     MERGE_ACTIVITY,
     PREPARE_ACTIVITY,
+    STATUS_ACTIVITY,
     STEP_ACTIVITY,
     UNDO_ACTIVITY,
     ItemCall,
+    RunCall,
+    StatusCall,
     StepCall,
+    run_name,
 )
 
 __all__ = ["Activities", "Backends"]
 
 log = logging.getLogger(__name__)
+
+
+ITEM_PACE = 10.0
+"""Seconds between two writes of what the steps of an item do."""
+ITEM_KEPT = 3 * 86_400.0
+"""Seconds that the status of an item stays: there may be as many every night as of all other flows in years."""
 
 
 class Backends(Protocol):
@@ -52,13 +65,14 @@ class Backends(Protocol):
 class Activities:
     """The activities of one worker."""
 
-    def __init__(self, backends: Backends, settings: Settings) -> None:
+    def __init__(self, backends: Backends, settings: Callable[[], Settings]) -> None:
         self._backends = backends
         self._settings = settings
+        self._statuses: WeakValueDictionary[str, StatusWriter] = WeakValueDictionary()
 
     def all(self) -> list[Any]:
         """What to register with a worker."""
-        return [self.step, self.undo, self.merge, self.prepare, self.item]
+        return [self.step, self.undo, self.merge, self.prepare, self.item, self.status]
 
     @activity.defn(name=STEP_ACTIVITY)
     async def step(self, call: StepCall) -> dict[str, Any]:
@@ -72,6 +86,8 @@ class Activities:
                 resources = await self._resources(call)
                 if not place.sources[place.step]:
                     await resources.ready_for(flow)
+                status = self._status(call, call.of, resources.state)
+                status.note({place.step: "running"})
                 try:
                     outcome = await attempt(
                         flow,
@@ -88,6 +104,7 @@ class Activities:
                     if activity.is_cancelled():
                         raise
                     raise own_cancellation(place.step) from None
+                status.note({place.step: "failed" if outcome.fault else "completed"})
             return outcome.to_json()
 
     @activity.defn(name=UNDO_ACTIVITY)
@@ -134,21 +151,63 @@ class Activities:
                     return ended
                 item = await batch.item(call.index)
                 flow = load_flow(call.path)
+                of = RunOf(
+                    key=status_key(flow.name, item.scope),
+                    run=call.batch,
+                    generation=call.generation,
+                    runtime="batch",
+                    owner={**_owner(), "batch": call.batch, "item": call.index},
+                )
                 result = await run_with(
                     flow,
                     item.data,
                     identity=Identity(scope=item.scope, generation=call.generation, run=call.batch),
                     resources=resources,
-                    settings=self._settings,
+                    settings=self._settings(),
                     # of the code that runs here: outcomes of another shape would lead past its steps
                     checkpoint=batch.checkpoint(call.index, flow.check().fingerprint),
                     gives_up=_cancelled_by_user,
+                    # of many items most end before there is more to write than their beginning and their end
+                    status=StatusWriter(resources.state, of, pace=ITEM_PACE, beats=False, kept=ITEM_KEPT),
                 )
                 await batch.end(item, result)
                 return result.status
 
+    @activity.defn(name=STATUS_ACTIVITY)
+    async def status(self, call: StatusCall) -> None:
+        """Tell how a flow's run ended; a store that is away is warned of, no more."""
+        resources = await self._backends.resources(llm_conn_id=None, state_conn_id=call.state_conn_id)
+        result = FlowResult(status=call.status, error=call.error, steps=call.steps, undone=call.undone)
+        await self._status(call, call.of, resources.state).end(result)
+
+    def _status(self, call: StepCall | StatusCall, of: RunCall, store: StateStore) -> StatusWriter:
+        """What tells of the run: one for all that this worker does of it."""
+        owner = _owner()
+        run = run_name(owner["workflow_id"], owner["run_id"])
+        writer = self._statuses.get(run)
+        if writer is None:
+            writer = self._statuses[run] = StatusWriter(
+                store,
+                RunOf(
+                    key=status_key(of.flow, call.scope),
+                    run=run,
+                    generation=call.generation,
+                    runtime="temporal",
+                    total=of.total,
+                    started=moment(datetime.fromtimestamp(of.started, UTC)),
+                    owner=owner,
+                ),
+                shared=True,
+            )
+        return writer
+
     async def _resources(self, call: StepCall | ItemCall) -> Resources:
         return await self._backends.resources(llm_conn_id=call.llm_conn_id, state_conn_id=call.state_conn_id)
+
+
+def _owner() -> dict[str, Any]:
+    info = activity.info()
+    return {"namespace": info.namespace, "workflow_id": str(info.workflow_id), "run_id": str(info.workflow_run_id)}
 
 
 def _identity(call: StepCall) -> Identity:

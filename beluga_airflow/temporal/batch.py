@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beluga_airflow.errors import StateError
-from beluga_airflow.execute.checkpoints import begin_anew
+from beluga_airflow.execute.checkpoints import KEPT, begin_anew
 from beluga_airflow.graph import FlowResult
 from beluga_airflow.state import StateStore
 
 __all__ = ["Batch", "Item", "ItemCheckpoint"]
+
+LONGER = KEPT + 86_400.0
+"""Seconds that each part of a batch stays: while it is known that the batch was stored, no part of it is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,9 @@ class Batch:
         total = 0
         async for item in items:
             entry = {"key": item.key, "scope": item.scope, "data": item.data}
-            await self.store.set(self._key("items", item.index), entry)
+            await self.store.set(self._key("items", item.index), entry, ttl=LONGER)
             total += 1
-        await self.store.set(f"beluga/batches/{self.name}/staged", {"total": total, "started": started})
+        await self.store.set(f"beluga/batches/{self.name}/staged", {"total": total, "started": started}, ttl=KEPT)
         return total
 
     async def staged(self) -> int | None:
@@ -57,8 +60,17 @@ class Batch:
         return None if entry is None else int(entry["total"])
 
     async def started(self) -> float:
-        """When the items were stored: seconds since 1970."""
+        """When the items were stored: seconds since 1970.
+
+        Raises:
+            StateError: the batch is gone, or some of its results may be.
+        """
         entry = await self.store.get(f"beluga/batches/{self.name}/staged")
+        if entry is None:
+            raise StateError(
+                f"batch {self.name!r} is not in the state store {self.store.url} any more, which keeps its results for "
+                "30 days after the batch was begun; clear the task to run it again"
+            )
         return float(entry["started"])
 
     async def item(self, index: int) -> Item:
@@ -70,14 +82,16 @@ class Batch:
         entry = await self.store.get(self._key("items", index))
         if entry is None:
             raise StateError(
-                f"item {index} of batch {self.name!r} is not in the state store {self.store.url}; Airflow's tasks and "
-                "the worker must use the same store: give both the same beluga_state connection"
+                f"item {index} of batch {self.name!r} is not in the state store {self.store.url}, which keeps it for "
+                "30 days; Airflow's tasks and the worker must use the same store: give both the same beluga_state "
+                "connection"
             )
         return Item(index=index, **entry)
 
     async def end(self, item: Item, result: FlowResult) -> None:
         """Store how an item ended, and forget how far it had come."""
-        await self.store.set(self._key("results", item.index), {"key": item.key, **result.to_json()})
+        entry = {"key": item.key, **result.to_json()}
+        await self.store.set(self._key("results", item.index), entry, ttl=LONGER)
         await self.store.delete(self._key("steps", item.index))
 
     async def ended(self, index: int) -> str | None:
@@ -148,4 +162,5 @@ class ItemCheckpoint:
 
     async def save(self, name: str, entry: dict[str, Any]) -> None:
         self._entries[name] = entry
-        await self.store.set(self.key, {"fingerprint": self.fingerprint, "entries": dict(self._entries)})
+        entry = {"fingerprint": self.fingerprint, "entries": dict(self._entries)}
+        await self.store.set(self.key, entry, ttl=LONGER)

@@ -42,6 +42,7 @@ __all__ = [
     "cancel",
     "check",
     "closed",
+    "closed_as",
     "connect",
     "open_run",
     "result_of",
@@ -243,6 +244,24 @@ async def open_run(client: Client, target: Target, workflow_id: str) -> Run | No
             raise
     is_open = described.status == WorkflowExecutionStatus.RUNNING
     return Run(workflow_id=workflow_id, run_id=described.run_id) if is_open else None
+
+
+async def closed_as(client: Client, target: Target, run: Run) -> str | None:
+    """In which way a run has ended, in the server's word; None: it has not, or the server does not know it (any more).
+
+    Raises:
+        TemporalUnavailable: no server answers.
+        TemporalError: the server refuses.
+    """
+    with translated(target):
+        try:
+            described = await _handle(client, run).describe()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+    status = described.status
+    return None if status is None or status == WorkflowExecutionStatus.RUNNING else status.name
 
 
 async def was_cut_off(client: Client, target: Target, run: Run) -> bool:

@@ -28,14 +28,17 @@ with workflow.unsafe.imports_passed_through():
     from beluga_airflow.graph import FlowResult, Outcome, Retry, Shape
     from beluga_airflow.graph.progress import Progress
     from beluga_airflow.graph.retry import seconds
-    from beluga_airflow.graph.shape import UNDO, GroupShape
+    from beluga_airflow.graph.shape import RESULT, UNDO, GroupShape
     from beluga_airflow.telemetry import FLOW_SPAN, finish_flow_span, flow_attributes
     from beluga_airflow.temporal.messages import (
         FLOW_WORKFLOW,
         MERGE_ACTIVITY,
+        STATUS_ACTIVITY,
         STEP_ACTIVITY,
         UNDO_ACTIVITY,
         FlowCall,
+        RunCall,
+        StatusCall,
         StepCall,
     )
 
@@ -54,6 +57,11 @@ LONGEST = 100 * 365 * 86_400.0
 MOST_ATTEMPTS = 2**31 - 1
 WAITS = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 GOES_ON = workflow.ActivityCancellationType.TRY_CANCEL
+STATUS = "status"
+TELLING = timedelta(seconds=20)
+"""How long a flow waits until its terminal status is written."""
+LONGEST_TOLD = 500
+"""Characters of an error that it is given."""
 TURNS = 10
 """Of the loop, in which what a step's activity returned comes to the step's task: more than it takes."""
 
@@ -87,8 +95,11 @@ class FlowWorkflow:
         try:
             result = await self._result()
         except asyncio.CancelledError:
+            cancelled = FlowResult(status="cancelled", error="the workflow was cancelled", steps=self._progress.ends)
+            await _through_cancellations(self._tell(self._progress.after_undoing(cancelled)))
             _end(span, FlowResult(status="cancelled"))
             raise
+        await _through_cancellations(self._tell(result))
         _end(span, result)
         if not result.ok:
             raise ApplicationError(
@@ -233,9 +244,43 @@ class FlowWorkflow:
             summary=f"{step}.{UNDO}",
         )
 
+    async def _tell(self, result: FlowResult) -> None:
+        """Have the terminal status written, which must not change how the flow ends."""
+        call = StatusCall(
+            of=self._of,
+            scope=self._call.scope,
+            generation=self._call.generation,
+            state_conn_id=self._call.state_conn_id,
+            status=result.status,
+            error=result.error and result.error[:LONGEST_TOLD],
+            steps=result.steps,
+            undone={step: how[:LONGEST_TOLD] for step, how in result.undone.items()},
+        )
+        try:
+            # not a local one: a worker that forgets this run meanwhile would warn of its cancellation
+            await workflow.execute_activity(
+                STATUS_ACTIVITY,
+                call,
+                start_to_close_timeout=TELLING / 2,
+                # it tries by itself, and workers that have no room for it must not hold up the end
+                schedule_to_close_timeout=TELLING,
+                retry_policy=RetryPolicy(maximum_attempts=2),
+                activity_id=f"{RESULT}.{STATUS}",  # no step may have this name
+                summary=STATUS,
+            )
+        except FailureError as error:
+            workflow.logger.warning("the status of the flow's run is not written: %s", message_of(error))
+
+    @property
+    def _of(self) -> RunCall:
+        return RunCall(
+            flow=self._shape.flow, total=self._shape.count, started=workflow.info().workflow_start_time.timestamp()
+        )
+
     def _call_of(self, step: str) -> StepCall:
         shape = self._shape.by_name[step]
         return StepCall(
+            of=self._of,
             path=self._call.path,
             place=self._shape.place(step).to_json(),
             retry=shape.retries.to_json(),

@@ -23,12 +23,16 @@ __all__ = [
     "ITEM_ACTIVITY",
     "MERGE_ACTIVITY",
     "PREPARE_ACTIVITY",
+    "STATUS_ACTIVITY",
     "STEP_ACTIVITY",
     "UNDO_ACTIVITY",
     "BatchCall",
     "FlowCall",
     "ItemCall",
+    "RunCall",
+    "StatusCall",
     "StepCall",
+    "run_name",
 ]
 
 FLOW_WORKFLOW = "beluga.flow"
@@ -36,6 +40,7 @@ BATCH_WORKFLOW = "beluga.batch"
 STEP_ACTIVITY = "beluga.step"
 MERGE_ACTIVITY = "beluga.merge"
 UNDO_ACTIVITY = "beluga.undo"
+STATUS_ACTIVITY = "beluga.status"
 PREPARE_ACTIVITY = "beluga.prepare"
 ITEM_ACTIVITY = "beluga.item"
 
@@ -71,6 +76,11 @@ DATA_CONVERTER = replace(DataConverter.default, payload_converter_class=_Payload
 """For every client of ours, the worker's too."""
 
 
+def run_name(workflow_id: str, run_id: str) -> str:
+    """What names a run of a workflow in the status of its flow."""
+    return f"{workflow_id}/{run_id}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlowCall:
     """The input of a flow's workflow.
@@ -96,9 +106,45 @@ class FlowCall:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunCall:
+    """What an activity needs to tell of the run that it is a part of; its workflow it knows itself.
+
+    Args:
+        flow: the flow's name.
+        total: how many steps it has.
+        started: when the workflow began: seconds since 1970.
+    """
+
+    flow: str
+    total: int
+    started: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusCall:
+    """The input of the activity that tells how a flow's run ended.
+
+    Args:
+        of: the run.
+        scope, generation: of its identity.
+        status, error, steps, undone: of its ``FlowResult``.
+    """
+
+    of: RunCall
+    scope: str
+    generation: int
+    state_conn_id: str | None
+    status: str
+    error: str | None
+    steps: dict[str, str]
+    undone: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepCall:
     """The input of the activity that runs one attempt of one step, or undoes it once."""
 
+    of: RunCall
     path: str
     place: dict[str, Any]
     retry: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -42,7 +43,7 @@ def worker_for(
     concurrency: int = 100,
     graceful: timedelta = GRACEFUL,
     max_cached_workflows: int = 1_000,
-    settings: Settings | None = None,
+    settings: Callable[[], Settings] = Settings,
 ) -> Worker:
     """A worker, not yet running.
 
@@ -53,14 +54,14 @@ def worker_for(
         concurrency: how many steps and items may run in it at once.
         graceful: how long they may go on when it stops.
         max_cached_workflows: how many it keeps in memory, others are replayed; 0 replays at every turn.
-        settings: instead of the defaults.
+        settings: asked when an item of a batch starts; the defaults when left out.
 
     Raises:
         InvalidSetting: ``concurrency`` is under 1.
     """
     if concurrency < 1:
         raise InvalidSetting(f"the worker's concurrency is {concurrency}, it must be 1 or more")
-    activities = Activities(backends, settings or Settings())
+    activities = Activities(backends, settings)
     return Worker(
         client,
         task_queue=task_queue,

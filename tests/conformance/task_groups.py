@@ -14,10 +14,11 @@ from unittest.mock import patch
 from airflow.sdk import DAG
 
 from beluga_airflow.hooks.llm import LLMHook
+from beluga_airflow.hooks.state import StateHook
 from beluga_airflow.task_group import GraphTaskGroup
 from tests.conformance.examples import EXAMPLES
 from tests.conformance.expected import KEY, Example
-from tests.conformance.runtimes import Observed, Runs, inputs_of, model
+from tests.conformance.runtimes import Observed, Runs, inputs_of, model, told_in
 
 __all__ = ["as_task_groups", "dags", "main"]
 
@@ -77,12 +78,13 @@ async def _in_process(examples: Sequence[Example], folder: Path, home: Path) -> 
 def _observed(run: dict[str, Any], folder: Path) -> Observed:
     """What the tasks tell: the last one, or the last of those that failed."""
     undone = (run["undone"] or {"undone": {}})["undone"]
+    told = run["told"] and tuple(run["told"])
     if run["state"] == "success":
         steps = {step: state for step, state in run["tasks"].items() if step != "undo"}
-        return Observed.of_task(run["returned"], None, run["decisions"], folder, steps=steps, undone=undone)
+        return Observed.of_task(run["returned"], None, run["decisions"], folder, steps=steps, undone=undone, told=told)
     said = run["failures"] or [f"no task says why: {run['tasks']}"]
     # the states of a failed group are Airflow's: all that comes after a failed task is upstream_failed
-    return Observed.of_task(None, said[-1], run["decisions"], folder, undone=undone)
+    return Observed.of_task(None, said[-1], run["decisions"], folder, undone=undone, told=told)
 
 
 # what follows runs in a process of Airflow's own
@@ -129,7 +131,16 @@ def _run(example: Example, folder: str) -> dict[str, Any]:
         "undone": result.xcom_pull("flow.undo"),
         "returned": result.xcom_pull("flow.result"),
         "decisions": decisions or {step: record for step, record in own.items() if record},
+        "told": asyncio.run(_told(example)),
     }
+
+
+async def _told(example: Example) -> tuple[str, str | None] | None:
+    store = await StateHook().store()
+    try:
+        return await told_in(store, example)
+    finally:
+        await store.close()
 
 
 def main(folder: str, result: str, names: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from beluga_airflow import errors
+from beluga_airflow.execute.status import LONGEST
 from beluga_airflow.graph import Flow, Identity
 from beluga_airflow.graph.parts import Step
 from beluga_airflow.graph.progress import IN_FLIGHT
@@ -25,6 +26,9 @@ ENDS_NO_FLOW = {
     errors.StateError: "the store refuses: see the tests of checkpoints and decisions",
     errors.HistoryLost: "no flow watches a store: see the tests of stores",
     errors.StateUnavailable: "the store is gone: see the tests of checkpoints and decisions",
+    errors.NotNow: "the root of those of guards",
+    errors.BreakerOpen: "it tells the time: tests/resilience/test_steps.py has it on every runtime",
+    errors.LimitReached: "it tells the time: tests/resilience/test_steps.py has it on every runtime",
     errors.TemporalError: "the server refuses: see the tests of Temporal",
     errors.TemporalUnavailable: "the server is gone: see the tests of Temporal",
 }
@@ -92,6 +96,7 @@ def _all_steps(flow: Flow) -> Iterator[Step]:
 def as_expected(example: Example, observed: Observed) -> None:
     expect, trace = example.expect, observed.trace
     assert (observed.status, observed.error) == (expect.status, expect.error)
+    assert observed.told == (expect.status, expect.error and expect.error[:LONGEST])
     assert observed.data == expect.data
     assert observed.decided == expect.decided
     if observed.steps is not None:

@@ -15,6 +15,7 @@ import pytest
 from temporalio.client import Client, WorkflowHandle
 
 from beluga_airflow.hooks.backends import AirflowBackends
+from beluga_airflow.hooks.settings import settings_in_force
 from beluga_airflow.hooks.temporal import TemporalHook
 from beluga_airflow.llm.model_server import ModelServer
 from beluga_airflow.temporal.worker import worker_for
@@ -79,7 +80,10 @@ class Side:
     async def worker(self) -> AsyncIterator[None]:
         """A worker of this test's task queue, which finds its connections as a worker of Airflow's does."""
         client, target = await TemporalHook().client()
-        async with AirflowBackends() as backends, worker_for(client, backends, task_queue=target.task_queue):
+        async with (
+            AirflowBackends() as backends,
+            worker_for(client, backends, task_queue=target.task_queue, settings=settings_in_force),
+        ):
             yield
 
     def handle(self, run: TaskRun) -> WorkflowHandle[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -18,12 +19,16 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from beluga_airflow import Chain
+from beluga_airflow import Chain, FlowResult
+from beluga_airflow.execute.settling import settled
+from beluga_airflow.execute.status import RunStatus
 from beluga_airflow.operators import checkpoint
 from beluga_airflow.operators.temporal import TemporalWorkflowOperator
+from beluga_airflow.state.sqlite import SqliteStore
 from tests.operators import sample_flows as flows
 from tests.operators.conftest import Side, until_seen
 from tests.operators.crashing import STEPS, Ended, Ledger, Plan
+from tests.statuses import terminal, told_in
 
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = {"inventory": "credit", "credit": "inventory"}
@@ -146,12 +151,71 @@ def test_a_task_may_be_killed_again_and_again(task: Task, undisturbed: Ended) ->
     )
 
 
+# its status in the state store
+
+
+def statuses(task: Task) -> list[RunStatus]:
+    """All that was told, in order."""
+    return [status for _, status in told_in(task.folder / "state.db")]
+
+
+def ends(task: Task) -> list[str]:
+    """The terminal statuses."""
+    return [status for (*_, status), times in terminal(told_in(task.folder / "state.db")).items() for _ in range(times)]
+
+
+def test_the_retry_of_a_killed_process_tells_the_one_end(task: Task) -> None:
+    task.attempt(dies="after payment")
+    lost = statuses(task)[-1]
+    assert (lost.status, lost.attempt, ends(task)) == ("running", 1, [])
+    assert task.attempt().state == "success"
+    end = statuses(task)[-1]
+    assert (end.status, end.attempt, end.started) == ("completed", 2, lost.started)
+    assert end.steps == dict.fromkeys(STEPS, "completed")
+    assert ends(task) == ["completed"]
+    assert end.owner == {"dag_id": "test-dag", "run_id": "test-run", "task_id": "t", "map_index": -1}
+
+
+def test_a_process_that_is_killed_again_and_again_tells_one_end(task: Task) -> None:
+    for dies in ("before validate", "saving payment", "after fulfil", f"kept {STEPS[-1]}"):
+        task.attempt(dies=dies, **{"fulfil fails until": 0})
+    task.attempt()
+    assert ends(task) == ["completed"]
+    assert statuses(task)[-1].attempt == 5
+
+
+@pytest.mark.parametrize("dies", ["kept undo", "after payment.undo"])
+def test_a_process_that_is_killed_while_it_undoes_tells_one_end(task: Task, dies: str) -> None:
+    task.attempt(dies=dies, **{"fulfil fails until": 1})
+    assert ends(task) == []
+    task.attempt(**{"fulfil fails until": 1})
+    assert ends(task) == ["failed"]
+    end = statuses(task)[-1]
+    assert (end.undone, end.steps["fulfil"]) == ({"payment": "undone", "inventory": "undone"}, "failed")
+
+
+async def test_what_nobody_goes_on_with_is_settled_by_who_looks(task: Task) -> None:
+    await asyncio.to_thread(task.attempt, dies="after payment")
+    store = SqliteStore(task.folder / "state.db")
+
+    async def none_left(status: RunStatus) -> FlowResult:
+        return FlowResult(status="failed", error=f"task {status.owner['task_id']} was lost")
+
+    settling = [settled(store, "beluga/flows/order/o-1", none_left) for _ in range(2)]
+    assert [now and now.error for now in await asyncio.gather(*settling)] == ["task t was lost"] * 2
+    await store.close()
+    assert ends(task) == ["failed"]
+    assert "running" not in statuses(task)[-1].steps.values()
+
+
 # what is too large for Airflow's task state
 
 
 def in_state_store(task: Task) -> list[str]:
     with closing(sqlite3.connect(task.folder / "state.db")) as db:
-        return [key.rpartition("/")[2] for (key,) in db.execute("SELECT key FROM entry")]
+        return [
+            key.rpartition("/")[2] for (key,) in db.execute("SELECT key FROM entry WHERE key NOT LIKE 'beluga/flows/%'")
+        ]
 
 
 LARGE = {"inventory gives": 2 * checkpoint.TASK_STATE_LIMIT}

@@ -17,7 +17,7 @@ from beluga_airflow.graph import FlowResult, Retry
 from beluga_airflow.graph.locate import load_flow
 from beluga_airflow.temporal.activities import Activities
 from beluga_airflow.temporal.batch import Batch, Item
-from beluga_airflow.temporal.messages import ItemCall, StepCall
+from beluga_airflow.temporal.messages import ItemCall, RunCall, StepCall
 from beluga_airflow.testing import ScriptedModel
 from tests.temporal import sample_flows
 from tests.temporal.conftest import FLOWS, OwnBackends, Side
@@ -25,6 +25,7 @@ from tests.temporal.conftest import FLOWS, OwnBackends, Side
 
 def step_call(name: str, step: str, inputs: dict[str, Any], **changes: Any) -> StepCall:
     given: dict[str, Any] = {
+        "of": RunCall(flow="shop", total=1, started=0.0),
         "path": f"{FLOWS}:{name}",
         "place": load_flow(f"{FLOWS}:{name}").check().place(step).to_json(),
         "retry": Retry(maximum_attempts=2).to_json(),
@@ -51,7 +52,7 @@ def backends() -> OwnBackends:
 
 @pytest.fixture
 def activities(backends: OwnBackends) -> Activities:
-    return Activities(backends, Settings())
+    return Activities(backends, Settings)
 
 
 def environment(**info: Any) -> ActivityEnvironment:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from beluga_airflow import Chain, FlowResult, InvalidFlow, Retry
 from beluga_airflow.config import Settings
+from beluga_airflow.errors import StateError
 from beluga_airflow.execute import Resources
+from beluga_airflow.execute.checkpoints import KEPT
 from beluga_airflow.graph import Identity
 from beluga_airflow.local import run_with
 from beluga_airflow.state.memory import MemoryStore
-from beluga_airflow.temporal.batch import Batch
+from beluga_airflow.state.sqlite import SqliteStore
+from beluga_airflow.temporal import batch as module
+from beluga_airflow.temporal.batch import Batch, Item
 
 
 class Shop:
@@ -108,3 +117,63 @@ async def test_an_item_whose_flow_changed_while_it_was_undone_never_goes_forward
     assert result is not None
     assert (result.status, result.undone) == ("failed", {"pay": "undone", "reserve": "undone"})
     assert shop.calls[5:] == ["undo reserve"]
+
+
+# what a batch leaves does not stay for ever
+
+ITEM = Item(index=0, key="o-1", scope="shop/o-1", data={"order_id": "o-1"})
+
+
+async def one_item() -> AsyncIterator[Item]:
+    yield ITEM
+
+
+def ends_of(file: Path) -> dict[str, float | None]:
+    """When each key in a state file ends, as the seconds from now."""
+    with closing(sqlite3.connect(file)) as db:
+        return {key: ends and ends - time.time() for key, ends in db.execute("SELECT key, ends FROM entry")}
+
+
+async def test_all_that_a_batch_stores_has_an_end_and_its_results_outlast_it(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "state.db")
+    batch = Batch(store, "b")
+    await batch.put(one_item(), started=time.time())
+    await batch.checkpoint(0, "f").save("pay", {"output": 1})
+    unfinished = ends_of(tmp_path / "state.db")
+    await batch.end(ITEM, FlowResult(status="completed"))
+    finished = ends_of(tmp_path / "state.db")
+    await store.close()
+
+    part = "beluga/batches/b"
+    assert unfinished.keys() == {f"{part}/staged", *(f"{part}/{what}/000000000" for what in ("items", "steps"))}
+    assert finished.keys() == {f"{part}/staged", *(f"{part}/{what}/000000000" for what in ("items", "results"))}
+    staged = finished.pop(f"{part}/staged")
+    assert staged == pytest.approx(KEPT, abs=60)
+    assert all(ends and ends > staged + 3600 for ends in [*finished.values(), unfinished[f"{part}/steps/000000000"]])
+
+
+async def test_what_is_written_again_lives_as_long_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGER", 0.5)
+    store = SqliteStore(tmp_path / "state.db")
+    checkpoint = Batch(store, "b").checkpoint(0, "f")
+    await checkpoint.save("pay", {"output": 1})
+    await asyncio.sleep(0.3)
+    await checkpoint.save("pack", {"output": 2})
+    await asyncio.sleep(0.3)
+    kept = await Batch(store, "b").checkpoint(0, "f").load(["pay", "pack"])
+    await asyncio.sleep(0.3)
+    gone = await Batch(store, "b").checkpoint(0, "f").load(["pay", "pack"])
+    await store.close()
+
+    assert (kept, gone) == ({"pay": {"output": 1}, "pack": {"output": 2}}, {})
+
+
+async def test_a_batch_that_is_not_kept_any_more_is_no_batch_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 0.05)
+    batch = Batch(MemoryStore(), "b")
+    await batch.put(one_item(), started=1.0)
+    await batch.end(ITEM, FlowResult(status="completed"))
+    assert await batch.started() == 1.0
+    await asyncio.sleep(0.1)
+    with pytest.raises(StateError, match=r"batch 'b' is not in the state store memory:// .* 30 days"):
+        await batch.started()

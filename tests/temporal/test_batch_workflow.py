@@ -227,8 +227,8 @@ async def test_a_worker_with_another_store_is_told_so(side: Side, token: str) ->
         with pytest.raises(TemporalError) as caught:
             await side.returned(run)
     assert str(caught.value) == (
-        f"StateError: item 0 of batch {call.batch!r} is not in the state store memory://; Airflow's tasks and the "
-        "worker must use the same store: give both the same beluga_state connection "
+        f"StateError: item 0 of batch {call.batch!r} is not in the state store memory://, which keeps it for 30 days; "
+        "Airflow's tasks and the worker must use the same store: give both the same beluga_state connection "
         f"(workflow {run.workflow_id!r}, run {run.run_id})"
     )
     assert await _attempts(side, run) == [1]

@@ -373,7 +373,7 @@ def keys_of(case: Case, *steps: str) -> list[str]:
 
 def steps_of(side: Side) -> Worker:
     """A worker that runs steps, and no workflows."""
-    activities = Activities(side.backends, Settings()).all()
+    activities = Activities(side.backends, Settings).all()
     return Worker(side.client, task_queue=side.target.task_queue, activities=activities)
 
 

@@ -19,6 +19,7 @@ from beluga_airflow.errors import InvalidSetting
 from beluga_airflow.temporal.messages import FLOW_WORKFLOW
 from beluga_airflow.temporal.worker import worker_for
 from beluga_airflow.testing import TemporalServer
+from tests.statuses import terminal, told_in
 from tests.temporal.conftest import Side
 from tests.temporal.worker_process import WorkerProcess, environment_of
 
@@ -224,6 +225,11 @@ async def test_when_a_worker_is_killed_another_finishes_its_work(
         assert _ran(log) == [wait, wait, end]
         assert _pids(log) == [first.process.pid, second.process.pid, second.process.pid]
         assert result.status == "completed"
+        told = told_in(tmp_path / "state.db")
+        assert terminal(told) == {
+            ("beluga/flows/gated/item-1", f"{run.workflow_id}/{run.run_id}", 0, "completed"): 1,
+        }
+        assert told[-1][1].steps == {"wait": "completed", "end": "completed"}
 
         # while it is there: what a step fails of is told, without what is secret
         result, _ = await side.run("without_fallback", {"token": "x", "order_id": "o-1"})
