@@ -98,7 +98,8 @@ class StateStore(Protocol):
                 since then comes.
 
         Raises:
-            HistoryLost: the store does not keep all changes after that one any more; watch without ``after``.
+            HistoryLost: the store does not keep all changes after that one any more, or has lost that one itself; watch
+                without ``after``.
         """
         ...
 

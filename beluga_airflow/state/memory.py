@@ -13,7 +13,7 @@ from typing import Any
 
 from beluga_airflow.state.base import Change, Versioned
 from beluga_airflow.state.codec import decode, encode, named
-from beluga_airflow.state.watching import HISTORY, Watchable, changed, lost
+from beluga_airflow.state.watching import HISTORY, SWEEP, Watchable, changed, gone_back, lost
 
 __all__ = ["MemoryStore"]
 
@@ -95,6 +95,8 @@ class MemoryStore(Watchable):
 
     async def _changes(self, after: int, limit: int) -> list[Change]:
         with self._lock:
+            if self._version < after:
+                raise gone_back(self.url, after=after, newest=self._version)
             first = self._version - len(self._log) + 1
             if after < first - 1:
                 raise lost(self.url, after=after, kept_from=first)
@@ -115,8 +117,11 @@ class MemoryStore(Watchable):
 
     async def _remove_expired(self) -> None:
         with self._lock:
-            for key in [key for key, entry in self._entries.items() if entry.is_over]:
-                self._remove(key)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        for key in [key for key, entry in self._entries.items() if entry.is_over]:
+            self._remove(key)
 
     def _entry(self, key: str) -> _Entry | None:
         entry = self._entries.get(key)
@@ -128,6 +133,8 @@ class MemoryStore(Watchable):
         ends = None if ttl is None else time.monotonic() + ttl
         version = self._note(key, text)
         self._entries[key] = _Entry(text=text, version=version, ends=ends)
+        if version % SWEEP < 2:  # of the two changes that this may have made
+            self._sweep()
         return version
 
     def _remove(self, key: str) -> None:

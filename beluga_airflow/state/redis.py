@@ -17,10 +17,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-from beluga_airflow.errors import HistoryLost, InvalidSetting, StateError, StateUnavailable
+from beluga_airflow.errors import InvalidSetting, StateError, StateUnavailable
 from beluga_airflow.state.base import Change, Versioned
 from beluga_airflow.state.codec import decode, encode, named
-from beluga_airflow.state.watching import HISTORY, PAGE, Watchable, changed, lost
+from beluga_airflow.state.redis_scripts import NAMES, SCRIPTS
+from beluga_airflow.state.watching import HISTORY, Watchable, changed, gone_back, lost
 
 __all__ = ["RedisStore"]
 
@@ -28,137 +29,6 @@ NAMESPACE = "beluga:{state}:"
 """What our names in Redis begin with, unless the URL says; what is in braces keeps them together in a cluster."""
 ANSWER = 10.0
 """Seconds that the server has for an answer, unless the URL says ``socket_timeout``."""
-HISTORY_BYTES = 256_000_000
-"""Of values in the history; it is shorter where they are large, but never than the last KEPT changes."""
-KEPT = 1_000
-PAGE_BYTES = 8_000_000
-"""Of values after which a page of changes ends."""
-
-NAMES = ("head", "entries", "names", "ends", "changes")
-"""Version and bytes so far; `version value` by key; the keys in order; when keys end, in ms; the history."""
-COMMON = f"""
-local HEAD, ENTRIES, NAMES, ENDS, CHANGES = unpack(KEYS)
-local call = redis.call
-
-local function now()
-  local time = call('TIME')
-  return time[1] * 1000 + time[2] / 1000
-end
-
-local function is_over(key)
-  local ends = call('ZSCORE', ENDS, key)
-  return ends and tonumber(ends) <= now()
-end
-
-local function prune(total)
-  while total > {HISTORY_BYTES} and call('XLEN', CHANGES) > {KEPT} do
-    local oldest = call('XRANGE', CHANGES, '-', '+', 'COUNT', 1)[1][2]
-    if total - oldest[4] <= {HISTORY_BYTES} then return end
-    call('XTRIM', CHANGES, 'MAXLEN', call('XLEN', CHANGES) - 1)
-  end
-end
-
-local function note(key, history, text)
-  local head = call('HMGET', HEAD, 'version', 'total')
-  local version, total = (head[1] or 0) + 1, (head[2] or 0) + #(text or '')
-  -- first what may fail: a script that fails undoes nothing
-  call('XADD', CHANGES, 'MAXLEN', history, ('%.0f-0'):format(version), 'key', key, 'total', total,
-       unpack(text and {{'value', text}} or {{}}))
-  call('HSET', HEAD, 'version', version, 'total', total)
-  prune(total)
-  return version
-end
-
-local function remove(key, history)
-  -- no memory is needed to begin with, so that a full server can be emptied
-  call('HDEL', ENTRIES, key)
-  call('ZREM', NAMES, key)
-  call('ZREM', ENDS, key)
-  note(key, history)
-end
-
-local function store(key, history, text, ttl)
-  local version = note(key, history, text)
-  call('HSET', ENTRIES, key, ('%.0f '):format(version) .. text)
-  call('ZADD', NAMES, 0, key)
-  if ttl == '' then call('ZREM', ENDS, key) else call('ZADD', ENDS, now() + ttl * 1000, key) end
-  return version
-end
-
-local function there(from, to, limit)
-  -- the keys of a page that are not over, and where the next page begins
-  local keys, found = call('ZRANGE', NAMES, from, to, 'BYLEX', 'LIMIT', 0, limit), {{}}
-  local ends, time = keys[1] and call('ZMSCORE', ENDS, unpack(keys)), now()
-  for at, key in ipairs(keys) do
-    if not ends[at] or tonumber(ends[at]) > time then found[#found + 1] = key end
-  end
-  return found, #keys == limit and '(' .. keys[limit]
-end
-"""
-SCRIPTS = {
-    "get": """
-local key = ARGV[1]
-return not is_over(key) and call('HGET', ENTRIES, key)
-""",
-    "set": """
-local key, history, text, ttl = unpack(ARGV)
-if is_over(key) then remove(key, history) end
-return store(key, history, text, ttl)
-""",
-    "swap": """
-local key, history, text, ttl, version = unpack(ARGV)
-if is_over(key) then remove(key, history) end
-local entry = call('HGET', ENTRIES, key)
-return (entry and entry:match('^%d+') or '') == version and store(key, history, text, ttl)
-""",
-    "delete": """
-local key, history = unpack(ARGV)
-local was_there = call('HEXISTS', ENTRIES, key) == 1
-local was_over = is_over(key)
-if was_there then remove(key, history) end
-return was_there and not was_over
-""",
-    "keys": f"""
-local found, next = there(ARGV[1], ARGV[2], {PAGE})
-return {{found, next}}
-""",
-    "now": f"""
-local next, all = ARGV[1], {{}}
-while next do
-  local found
-  found, next = there(next, ARGV[2], {PAGE})
-  for at, entry in ipairs(found[1] and call('HMGET', ENTRIES, unpack(found)) or {{}}) do
-    all[#all + 1] = found[at]
-    all[#all + 1] = entry
-  end
-end
-return {{call('HGET', HEAD, 'version') or 0, all}}
-""",
-    "changes": f"""
-local after, limit, size, all = tonumber(ARGV[1]), tonumber(ARGV[2]), 0, {{}}
-local version = call('HGET', HEAD, 'version') or 0
-local first = call('XRANGE', CHANGES, ('%.0f-0'):format(after + 1), '+', 'COUNT', 1)[1]
-local from = first and tonumber(first[1]:match('^%d+')) or version + 1
-while from == after + 1 and #all / 2 < limit and size < {PAGE_BYTES} do
-  local start = ('%.0f-0'):format(from + #all / 2)
-  local page = call('XRANGE', CHANGES, start, '+', 'COUNT', math.min(10, limit - #all / 2))
-  if not page[1] then break end
-  for _, entry in ipairs(page) do
-    all[#all + 1] = entry[2][2]
-    all[#all + 1] = entry[2][6] or false
-    size = size + #(entry[2][6] or '')
-  end
-end
-return {{version, from, all}}
-""",
-    "remove_expired": f"""
-local over = call('ZRANGE', ENDS, '-inf', now(), 'BYSCORE', 'LIMIT', 0, {PAGE})
-for _, key in ipairs(over) do remove(key, ARGV[1]) end
-return #over == {PAGE}
-""",
-}
-
-
 PASSING = (
     foreign.ConnectionError,
     foreign.TimeoutError,
@@ -179,7 +49,7 @@ class _Line:
     def __init__(self, options: dict[str, Any]) -> None:
         self.pool = ConnectionPool(**options)
         self._calls = Redis(connection_pool=self.pool, single_connection_client=True)
-        self._scripts = {name: self._calls.register_script(COMMON + text) for name, text in SCRIPTS.items()}
+        self._scripts = {name: self._calls.register_script(text) for name, text in SCRIPTS.items()}
         self._turn = asyncio.Lock()
 
     async def run(self, script: str, names: Sequence[str], args: Sequence[Any], answer: float) -> Any:
@@ -200,11 +70,12 @@ class RedisStore(Watchable):
 
     What is stored survives a restart of the server as the server is configured: with ``appendonly yes`` all but the
     last second (all, with ``appendfsync always``), without it nothing since the last snapshot; a failover loses what
-    the replica had not heard yet. Versions then go on from an earlier one. Who watches from a version that the store
-    does not have any more gets ``HistoryLost``: waiting would hang, and then miss changes. (Where new changes have
-    reached that version before the watcher was back, nothing can tell.) ``maxmemory-policy`` must be ``noeviction``
-    or a ``volatile-`` one, which leave our keys alone: an ``allkeys-`` one throws the whole state away when memory is
-    short. A full server refuses writes with ``StateUnavailable``.
+    the replica had not heard yet. Who watches from a version that was lost gets ``HistoryLost``: waiting would hang,
+    and then miss changes. A server that lost everything goes on with versions that it never had. One that lost a part
+    goes on from an earlier one: where new changes have reached the watcher's version before it is back, nothing tells.
+
+    ``maxmemory-policy`` must be ``noeviction`` or a ``volatile-`` one, which leave our keys alone: an ``allkeys-`` one
+    throws the whole state away when memory is short. A full server refuses writes with ``StateUnavailable``.
 
     Args:
         url: ``redis://`` or, with TLS, ``rediss://[[user]:password@]host[:port][/database][?option=...]``; the options
@@ -270,7 +141,7 @@ class RedisStore(Watchable):
     async def _changes(self, after: int, limit: int) -> list[Change]:
         newest, kept_from, flat = await self._do("changes", after, limit)
         if int(newest) < after:
-            raise _gone_back(self.url, after=after, newest=int(newest))
+            raise gone_back(self.url, after=after, newest=int(newest))
         if int(kept_from) > after + 1:
             raise lost(self.url, after=after, kept_from=int(kept_from))
         pairs = zip(flat[::2], flat[1::2], strict=True)
@@ -334,15 +205,6 @@ def _is_passing(error: Exception) -> bool:
     if isinstance(error.__context__, ssl.SSLCertVerificationError):
         return False
     return isinstance(error, PASSING) or str(error).startswith(PASSING_CODES)
-
-
-def _gone_back(url: str, *, after: int, newest: int) -> HistoryLost:
-    return HistoryLost(
-        f"the state store {url} is at version {newest}, and change {after} was seen: the server has lost what it "
-        "stored since, or is another; watch without after=, and compare what is there now with what was known",
-        after=after,
-        kept_from=newest + 1,
-    )
 
 
 def _read(url: str) -> tuple[str, str, float, dict[str, Any]]:

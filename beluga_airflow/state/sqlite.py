@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 from beluga_airflow.errors import StateError, StateUnavailable
 from beluga_airflow.state.base import Change, Versioned
 from beluga_airflow.state.codec import decode, encode, named
-from beluga_airflow.state.watching import HISTORY, PAGE, Watchable, changed, lost
+from beluga_airflow.state.watching import HISTORY, PAGE, SWEEP, Watchable, changed, gone_back, lost
 
 __all__ = ["SqliteStore"]
 
@@ -149,11 +150,13 @@ class SqliteStore(Watchable):
         return [Change(key=name, value=decode(name, text), version=at) for name, text, at in rows], version
 
     async def _changes(self, after: int, limit: int) -> list[Change]:
-        def work(db: sqlite3.Connection) -> tuple[int | None, list[tuple[int, str, str | None]]]:
+        def work(db: sqlite3.Connection) -> tuple[int | None, int, list[tuple[int, str, str | None]]]:
             statement = "SELECT version, key, value FROM change WHERE version > ? ORDER BY version LIMIT ?"
-            return _first(db), db.execute(statement, (after, limit)).fetchall()
+            return _first(db), _version(db), db.execute(statement, (after, limit)).fetchall()
 
-        first, rows = await self._do(work)
+        first, newest, rows = await self._do(work)
+        if newest < after:
+            raise gone_back(self.url, after=after, newest=newest)
         if first is not None and after < first - 1:
             raise lost(self.url, after=after, kept_from=first)
         return [changed(key, text, version) for version, key, text in rows]
@@ -164,21 +167,20 @@ class SqliteStore(Watchable):
             await asyncio.sleep(POLL)
 
     async def _remove_expired(self) -> None:
-        def over(db: sqlite3.Connection) -> list[tuple[str]]:
-            return db.execute("SELECT key FROM entry WHERE ends <= ?", (time.time(),)).fetchall()
+        if await self._do(partial(_over, limit=1)):
+            await self._do(self._sweep, writes=True)
 
-        def work(db: sqlite3.Connection) -> None:
-            for (key,) in over(db):
-                self._remove(db, key, over_only=True)
-
-        if await self._do(over):
-            await self._do(work, writes=True)
+    def _sweep(self, db: sqlite3.Connection, limit: int = -1) -> None:
+        for key in _over(db, limit=limit):
+            self._remove(db, key, over_only=True)
 
     def _store(self, db: sqlite3.Connection, key: str, text: str, ttl: float | None) -> int:
         self._remove(db, key, over_only=True)
         version = self._note(db, key, text)
         ends = None if ttl is None else time.time() + ttl
         db.execute("INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?)", (key, text, version, ends))
+        if version % SWEEP < 2:  # of the two changes that this may have made
+            self._sweep(db, SWEEP)
         return version
 
     def _remove(self, db: sqlite3.Connection, key: str, *, over_only: bool = False) -> bool:
@@ -284,6 +286,12 @@ def _commit(db: sqlite3.Connection, group: list[Item]) -> None:
 def _discard(db: sqlite3.Connection | None) -> None:
     if db is not None:
         db.close()
+
+
+def _over(db: sqlite3.Connection, *, limit: int) -> list[str]:
+    """The keys whose time is up; a negative limit: all of them."""
+    statement = "SELECT key FROM entry WHERE ends <= ? ORDER BY ends LIMIT ?"
+    return [row[0] for row in db.execute(statement, (time.time(), limit))]
 
 
 def _version(db: sqlite3.Connection) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -17,7 +18,7 @@ from beluga_airflow.errors import HistoryLost, StateUnavailable
 from beluga_airflow.state.base import Change
 from beluga_airflow.state.codec import decode
 
-__all__ = ["HISTORY", "PAGE", "Watchable", "changed", "lost"]
+__all__ = ["HISTORY", "PAGE", "SWEEP", "Watchable", "changed", "gone_back", "lost"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,6 +27,8 @@ HISTORY = 100_000
 """Changes that a store keeps at least."""
 PAGE = 1_000
 """Changes that one read takes."""
+SWEEP = 100
+"""Changes after which a write removes as many keys whose time is up: where nobody watches, nobody else does."""
 WINDOW = 10_000
 """The newest changes, which the reader keeps for all who watch; who is behind them reads for himself."""
 WINDOW_SIZE = 64_000_000
@@ -53,6 +56,16 @@ def lost(url: str, *, after: int, kept_from: int) -> HistoryLost:
     )
 
 
+def gone_back(url: str, *, after: int, newest: int) -> HistoryLost:
+    """The error of a reader that has seen more than there is: it would wait, and then miss what comes meanwhile."""
+    return HistoryLost(
+        f"the state store {url} is at version {newest}, and change {after} was seen: it has lost what it stored since, "
+        "was restored, or is another; watch without after=, and compare what is there now with what was known",
+        after=after,
+        kept_from=newest + 1,
+    )
+
+
 class Watchable(ABC):
     """What stores share: ``watch``, over what each can tell of its history."""
 
@@ -73,7 +86,7 @@ class Watchable(ABC):
         """The changes of all keys that follow, at most ``limit``, in order and without a gap.
 
         Raises:
-            HistoryLost: they are not all kept any more.
+            HistoryLost: they are not all kept any more, or the store has not come so far.
         """
 
     @abstractmethod
@@ -186,6 +199,7 @@ class _Reader:
                     future.set_exception(error)
 
     async def _read_on(self, after: int) -> None:
+        looked = -PATIENCE  # when it was last seen to what is over its time
         while True:
             try:
                 changes = await _patiently(self._store.url, partial(self._store._changes, after, PAGE))
@@ -201,7 +215,9 @@ class _Reader:
                 self._ring()
                 continue
             await _patiently(self._store.url, partial(self._store._wait, after, PATIENCE))
-            await _patiently(self._store.url, self._store._remove_expired)
+            if time.monotonic() - looked >= PATIENCE:  # not at each change: it is a question to the store
+                await _patiently(self._store.url, self._store._remove_expired)
+                looked = time.monotonic()
 
     def _keep(self, changes: list[Change]) -> None:
         self._window.extend(changes)

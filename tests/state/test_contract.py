@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -316,6 +318,24 @@ async def test_a_key_whose_time_is_up_is_gone_for_everybody(store: StateStore) -
     assert await store.get("goes") == 2
 
 
+async def test_what_is_over_its_time_is_removed_where_nobody_watches(store: StateStore) -> None:
+    begin = await store.set("stays", 0)
+    await asyncio.gather(*(store.set(f"short/{number}", 1, ttl=0.01) for number in range(250)))
+    await asyncio.sleep(0.05)
+    for number in range(300):
+        end = await store.set("stays", number)
+
+    removed = 0
+    async with aclosing(store.watch("", prefix=True, after=begin)) as changes:
+        async for change in changes:
+            removed += change.is_gone
+            if change.version == end:
+                break
+
+    # before the last write, so no reader has done it
+    assert removed == 250
+
+
 async def test_setting_a_key_again_sets_its_time_again(store: StateStore) -> None:
     first = await store.set("lease", "a", ttl=0.2)
     held = await store.compare_and_swap("lease", "a", version=first, ttl=30)
@@ -431,6 +451,29 @@ async def test_who_watches_hears_of_a_time_that_is_up(store: StateStore) -> None
         assert await seen(watch, 3) == [("k", 2), ("k", ...), ("k", 3)]
 
 
+async def test_a_reader_looks_now_and_then_for_what_is_over(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    remove = store._remove_expired  # type: ignore[attr-defined]
+
+    async def counted() -> None:
+        looks.append(time.monotonic())
+        await remove()
+
+    monkeypatch.setattr(store, "_remove_expired", counted)
+    async with aclosing(store.watch("k")) as watch:
+        await anext(watch)
+        for number in range(50):
+            change = asyncio.ensure_future(anext(watch))
+            await asyncio.sleep(0.01)  # it waits
+            await store.set("k", number)
+            assert (await change).value == number
+        await asyncio.sleep(1.2 * watching.PATIENCE)
+
+    # not at each change, but also where nothing changes
+    assert 1 <= len(looks) <= 10
+    assert all(later - earlier > 0.9 * watching.PATIENCE for earlier, later in pairwise(looks))
+
+
 async def test_versions_have_no_gaps(store: StateStore) -> None:
     first = await store.set("k", 0)
     await asyncio.gather(*(store.set(f"k/{number}", number) for number in range(200)))
@@ -470,6 +513,16 @@ async def test_a_history_that_is_gone_is_said(place: Place) -> None:
     async with aclosing(short.watch("k")) as watch:
         assert await seen(watch, 1) == [("k", len(versions) - 1)]
     await short.close()
+
+
+async def test_a_store_that_is_behind_what_was_seen_of_it_says_so(store: StateStore) -> None:
+    # it was restored from a backup, or is another one
+    with pytest.raises(HistoryLost):
+        await anext(store.watch("k", after=7))
+    last = await store.set("k", 1)
+    with pytest.raises(HistoryLost, match=f"is at version {last}, and change {last + 7} was seen") as caught:
+        await anext(store.watch("k", after=last + 7))
+    assert (caught.value.after, caught.value.kept_from) == (last + 7, last + 1)
 
 
 async def test_a_reader_keeps_no_more_than_it_may(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
