@@ -6,7 +6,7 @@ import importlib
 
 from harness import text, write
 
-QUESTIONS = ("steps", "curve", "imports")
+QUESTIONS = ("steps", "curve", "imports", "stores", "watching", "breaker")
 
 if __name__ == "__main__":
     answers = {}

@@ -8,13 +8,26 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Answer", "Comparison", "Side", "Spread", "Unequal", "compared", "sides", "spread", "text", "write"]
+__all__ = [
+    "Answer",
+    "Comparison",
+    "Side",
+    "Spread",
+    "Unequal",
+    "compared",
+    "sides",
+    "spread",
+    "taking_turns",
+    "text",
+    "write",
+]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -195,6 +208,28 @@ def compared(running: Sequence[Side], work: Mapping[str, Any], *, runs: int, rou
             cost = _turn(side, work, runs if turn else max(1, runs // 10), expected)
             if turn:
                 samples[side.name].append(cost)
+    return samples
+
+
+async def taking_turns(
+    works: Mapping[str, Callable[[], Awaitable[object]]], *, runs: int, rounds: int
+) -> dict[str, list[float]]:
+    """What a run of each work costs in microseconds, in this process: one number a round, in which all have a turn.
+
+    Args:
+        works: by the name of the side; each checks what it does.
+        runs: of the work in one turn, one after the other.
+        rounds: how many turns each has. One goes before them uncounted. Who is first in one round is last in the next.
+    """
+    samples: dict[str, list[float]] = {side: [] for side in works}
+    for turn in range(rounds + 1):
+        for side in works if turn % 2 else reversed(works):
+            run = works[side]
+            start = time.perf_counter()
+            for _ in range(runs):
+                await run()
+            if turn:
+                samples[side].append(round((time.perf_counter() - start) * 1e6 / runs, 3))
     return samples
 
 
