@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from beluga_airflow.errors import BelugaError, InvalidFlow, InvalidInput
-    from beluga_airflow.graph import Chain, Decision, FlowResult, Graph, Retry, StepContext, Stop
+    from beluga_airflow.graph import Chain, Decision, FlowResult, Graph, Memory, Retry, StepContext, Stop
     from beluga_airflow.local import run
+    from beluga_airflow.resilience.breaker import CircuitBreaker
+    from beluga_airflow.resilience.limits import RateLimit
 
 __version__ = "0.1.0"
 
@@ -21,9 +23,12 @@ _HOMES = {
     "InvalidFlow": "beluga_airflow.errors",
     "InvalidInput": "beluga_airflow.errors",
     "Chain": "beluga_airflow.graph",
+    "CircuitBreaker": "beluga_airflow.resilience.breaker",
     "Decision": "beluga_airflow.graph",
     "FlowResult": "beluga_airflow.graph",
     "Graph": "beluga_airflow.graph",
+    "Memory": "beluga_airflow.graph",
+    "RateLimit": "beluga_airflow.resilience.limits",
     "Retry": "beluga_airflow.graph",
     "StepContext": "beluga_airflow.graph",
     "Stop": "beluga_airflow.graph",
@@ -33,11 +38,14 @@ _HOMES = {
 __all__ = [
     "BelugaError",
     "Chain",
+    "CircuitBreaker",
     "Decision",
     "FlowResult",
     "Graph",
     "InvalidFlow",
     "InvalidInput",
+    "Memory",
+    "RateLimit",
     "Retry",
     "StepContext",
     "Stop",

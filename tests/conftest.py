@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +16,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Writes the configuration file that Airflow's configuration names, from the first time on."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "beluga.yaml"
+        path.write_text(text)
+        monkeypatch.setenv("AIRFLOW__BELUGA__CONFIG_FILE", str(path))
+        return path
+
+    return write

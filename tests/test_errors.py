@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from beluga_airflow import errors
-from beluga_airflow.errors import BelugaError, InvalidInput, MissingKey, ModelUnavailable
+from beluga_airflow.errors import BelugaError, BreakerOpen, InvalidInput, MissingKey, ModelUnavailable
 
 CLASSES: list[Any] = [
     found for _, found in inspect.getmembers(errors, inspect.isclass) if found.__module__ == errors.__name__
@@ -51,7 +51,10 @@ def test_every_error_is_ours_and_says_what_it_means(kind: type[BelugaError]) -> 
 
 def test_only_what_may_pass_by_itself_is_retryable() -> None:
     assert {kind.__name__ for kind in CLASSES if kind.retryable} == {
+        "BreakerOpen",
+        "LimitReached",
         "ModelUnavailable",
+        "NotNow",
         "StateUnavailable",
         "StepTimeout",
         "TemporalUnavailable",
@@ -69,10 +72,11 @@ def test_errors_cross_processes_whole(kind: type[BelugaError]) -> None:
 
 
 def test_what_a_server_asked_for_crosses_processes_too() -> None:
-    error = pickle.loads(pickle.dumps(ModelUnavailable("overloaded", retry_after=7.5)))  # noqa: S301  # our own bytes
+    for kind in (ModelUnavailable, BreakerOpen):
+        error = pickle.loads(pickle.dumps(kind("overloaded", retry_after=7.5)))  # noqa: S301  # our own bytes
 
-    assert error.retry_after == 7.5
-    assert ModelUnavailable("overloaded").retry_after is None
+        assert error.retry_after == 7.5
+        assert kind("overloaded").retry_after is None
 
 
 def test_a_missing_key_is_caught_as_either_and_reads_as_a_sentence() -> None:

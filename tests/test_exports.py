@@ -16,7 +16,7 @@ MODULES = sorted(
     for file in PACKAGE.rglob("*.py")
 )
 HEAVY = {"airflow", "openai", "temporalio", "pydantic", "redis", "psycopg"}
-ROOMS_OF_AIRFLOW = ("hooks", "triggers", "operators", "task_group", "cli", "testing")
+ROOMS_OF_AIRFLOW = ("hooks", "triggers", "operators", "sensors", "task_group", "plugin", "cli", "testing")
 ROOMS_OF_TEMPORAL = ("temporal", "cli", "testing")
 
 
@@ -41,11 +41,14 @@ def test_the_public_names_of_the_package() -> None:
     assert beluga_airflow.__all__ == [
         "BelugaError",
         "Chain",
+        "CircuitBreaker",
         "Decision",
         "FlowResult",
         "Graph",
         "InvalidFlow",
         "InvalidInput",
+        "Memory",
+        "RateLimit",
         "Retry",
         "StepContext",
         "Stop",
@@ -62,6 +65,7 @@ def test_the_public_names_of_graph() -> None:
         "FlowResult",
         "Graph",
         "Identity",
+        "Memory",
         "Outcome",
         "Retry",
         "Shape",

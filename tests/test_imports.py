@@ -10,7 +10,7 @@ from pathlib import Path
 import beluga_airflow
 
 HEAVY = {"openai", "temporalio", "redis", "psycopg", "genai_prices", "aiohttp", "jsonschema", "rich"}
-ROOMS = ("operators", "task_group", "hooks", "triggers")
+ROOMS = ("operators", "sensors", "task_group", "hooks", "triggers")
 
 
 def python(program: str, cwd: Path) -> str:
@@ -56,16 +56,20 @@ chain = Chain("chain").add_step("step", step).add_step("judge", judge)
 graph = Graph("graph").add_node("step", step)
 """)
     program = """
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset, AssetWatcher
 before = heavy()
 import shop
 from beluga_airflow.operators.batch import TemporalBatchOperator
 from beluga_airflow.operators.decision import LLMDecisionOperator
 from beluga_airflow.operators.flow import ChainOperator, GraphOperator
 from beluga_airflow.operators.temporal import TemporalWorkflowOperator
+from beluga_airflow.sensors.state import StateSensor
 from beluga_airflow.task_group import GraphTaskGroup
+from beluga_airflow.triggers.state import StateChangeTrigger
 
-with DAG("orders", schedule=None) as dag:
+orders = Asset("orders", watchers=[AssetWatcher(name="orders", trigger=StateChangeTrigger(prefix="orders/"))])
+with DAG("orders", schedule=orders) as dag:
+    StateSensor(task_id="sensor", key="orders/1")
     ChainOperator(task_id="chain", flow=shop.chain, inputs={"x": 1})
     GraphOperator(task_id="graph", flow="shop:graph")
     LLMDecisionOperator(task_id="decision", question="Well?", output_type=shop.Verdict, data={"x": 1})
@@ -74,7 +78,7 @@ with DAG("orders", schedule=None) as dag:
     GraphTaskGroup("group", flow="shop:graph", inputs={"x": 1})
 print(len(dag.tasks), sorted(set(heavy()) - set(before)))
 """
-    assert python(program, tmp_path) == "7 []"
+    assert python(program, tmp_path) == "8 []"
 
 
 def test_the_package_itself_loads_nothing_but_itself(tmp_path: Path) -> None:

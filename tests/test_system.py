@@ -106,6 +106,29 @@ def test_a_flow_as_tasks_pays_once_and_with_the_key_that_it_has_in_one_task(stac
     assert stack.charges()["both-forms"] == (1, 2)
 
 
+@at_once
+def test_a_change_of_state_schedules_a_dag_and_a_sensor_hears_of_its_change(stack: Stack) -> None:
+    (asset,) = stack.call("GET", "/assets", name_pattern="desk")["assets"]
+
+    def events() -> list[dict[str, Any]]:
+        return list(stack.call("GET", "/assets/events", asset_id=asset["id"], order_by="timestamp")["asset_events"])
+
+    def has_begun() -> bool:
+        kept = stack.call("GET", f"/assets/{asset['id']}/state-store")
+        return "beluga/watcher" in json.dumps(kept)
+
+    within("the desk is watched", has_begun)
+    run = stack.trigger("order_desk", {"order_id": "watched"})
+    assert run.ended() == "success", run.states()
+    assert run.returned("is_seen") == {"state": "seen"}
+    within("the events are stored", lambda: len(events()) == 2)
+    told = [event["extra"]["payload"] for event in events()]
+    assert [(one["key"], one["value"]) for one in told] == [
+        ("desk/watched", {"state": "waits"}),
+        ("desk/watched", {"state": "seen"}),
+    ]
+
+
 # the batch of the example shop
 
 
