@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
-from beluga_airflow.temporal.messages import DATA_CONVERTER, PAYLOAD_LIMIT, BatchCall, FlowCall, ItemCall, StepCall
+from beluga_airflow.temporal.messages import (
+    DATA_CONVERTER,
+    PAYLOAD_LIMIT,
+    BatchCall,
+    FlowCall,
+    ItemCall,
+    RunCall,
+    StatusCall,
+    StepCall,
+)
 
 CONVERTER = DATA_CONVERTER.payload_converter
 JSON = st.recursive(
@@ -18,6 +27,7 @@ JSON = st.recursive(
 
 FLOW = FlowCall(path="a:b", shape={"flow": "f"}, inputs={"z": 1, "a": [{"y": 2, "b": None}]}, scope="s", generation=2)
 STEP = StepCall(
+    of=RunCall(flow="f", total=2, started=1.5),
     path="a:b",
     place={"step": "one"},
     retry={"maximum_attempts": 3},
@@ -30,6 +40,16 @@ STEP = StepCall(
     llm_conn_id=None,
     state_conn_id="x",
 )
+STATUS = StatusCall(
+    of=RunCall(flow="f", total=2, started=1.5),
+    scope="s",
+    generation=0,
+    state_conn_id=None,
+    status="failed",
+    error="why",
+    steps={"one": "failed"},
+    undone={"two": "undone"},
+)
 BATCH = BatchCall(path="a:b", batch="n", total=7, item_timeout=1.5, max_in_flight=2, lost={"3": "why"})
 ITEM = ItemCall(path="a:b", batch="n", index=3, generation=0, llm_conn_id="l", state_conn_id=None)
 
@@ -40,7 +60,7 @@ def carried(value: Any, kind: Any = None) -> Any:
     return returned
 
 
-@pytest.mark.parametrize("call", [FLOW, STEP, BATCH, ITEM], ids=lambda call: type(call).__name__)
+@pytest.mark.parametrize("call", [FLOW, STEP, STATUS, BATCH, ITEM], ids=lambda call: type(call).__name__)
 def test_a_call_arrives_as_it_was_sent(call: Any) -> None:
     assert carried(call, type(call)) == call
 
