@@ -94,6 +94,11 @@ def _llm() -> dict[str, Any]:
             "requests_per_minute": _whole("Requests a minute", "of all workers together"),
             "tokens_per_minute": _whole("Tokens a minute", "of all workers together"),
             "concurrent_calls": _whole("Calls at once", "of all workers together"),
+            "max_wait": {
+                "label": "Longest wait (seconds)",
+                "description": "of a call that comes too early; 30 when left out",
+                "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+            },
         },
     }
 

@@ -125,7 +125,7 @@ def test_the_forms_appear(manager: Any) -> None:
     expected = {
         "beluga_llm": [
             *("provider", "model", "base_url", "timeout", "failure_threshold", "recovery_timeout"),
-            *("requests_per_minute", "tokens_per_minute", "concurrent_calls"),
+            *("requests_per_minute", "tokens_per_minute", "concurrent_calls", "max_wait"),
         ],
         "temporal": ["namespace", "task_queue", "tls", "ui_url"],
         "beluga_state": ["url"],

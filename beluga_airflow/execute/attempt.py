@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry.trace import Span
 
@@ -18,16 +17,18 @@ from beluga_airflow.execute.merge import States
 from beluga_airflow.execute.values import StepInputs, copied, rehydrated, to_json
 from beluga_airflow.graph import Decision, Flow, Identity, Outcome, Retry, StepContext, Stop
 from beluga_airflow.graph.callee import Callee
-from beluga_airflow.graph.parts import Step
 from beluga_airflow.graph.shape import UNDO
 from beluga_airflow.llm.client import ModelClient
 from beluga_airflow.llm.decide import decide
 from beluga_airflow.llm.memory import Conversation
 from beluga_airflow.resilience.bounded import bounded
-from beluga_airflow.resilience.calling import guarded, in_thread
+from beluga_airflow.resilience.calling import WAITING, guarded, in_thread
 from beluga_airflow.resilience.retrying import judge
 from beluga_airflow.state import StateStore
 from beluga_airflow.telemetry import step_span
+
+if TYPE_CHECKING:
+    from beluga_airflow.resilience.limits import Booking
 
 __all__ = ["Resources", "attempt", "in_own_task", "own_cancellation", "undo"]
 
@@ -128,7 +129,8 @@ async def _attempted(
             data = StepInputs(states.before(step), step)
             guard = None
             if part.breaker is not None or part.limit is not None:
-                guard = partial(_guarded, part, part.retry or flow.retry, resources.state, timeout)
+                retry, within = part.retry or flow.retry, timeout and WAITING * timeout
+                guard = partial(guarded, part.breaker, part.limit, resources.state, retry=retry, within=within)
             if isinstance(part.node, Decision):
                 returned, record = await _decided(
                     flow.name, part.node, data, identity, resources, timeout, number, last, guard
@@ -136,9 +138,9 @@ async def _attempted(
             elif guard is None:
                 returned = await _called(part.callee, data, timeout, _context(flow, step, identity, number))
             else:
-                async with guard() as waited:
+                async with guard() as booking:
                     context = _context(flow, step, identity, number)
-                    returned = await _called(part.callee, data, timeout, context, waited)
+                    returned = await _called(part.callee, data, timeout, context, booking.waited if booking else 0.0)
             stop = _status(step, returned) if isinstance(returned, Stop) else None
             output = _output(step, returned)
         taken: tuple[str, ...] = ()
@@ -247,7 +249,7 @@ async def _decided(
     timeout: float | None,
     number: int,
     last: bool,
-    guard: Callable[[], AbstractAsyncContextManager[float]] | None,
+    guard: Callable[..., AbstractAsyncContextManager[Booking | None]] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The answer as the step's output, and its record."""
     conversation = None
@@ -268,14 +270,6 @@ async def _decided(
         guard=guard,
     )
     return {str(decision.output_key): record.answer}, record.to_json()
-
-
-@asynccontextmanager
-async def _guarded(part: Step, retry: Retry | None, state: StateStore, timeout: float | None) -> AsyncIterator[float]:
-    """Go past the guards of a step; gives the seconds that this took of the attempt's time."""
-    began = time.monotonic()
-    async with guarded(part.breaker, part.limit, state, retry=retry, within=timeout):
-        yield time.monotonic() - began
 
 
 async def _called(

@@ -34,7 +34,7 @@ class LLMHook(BaseHook):
         llm_conn_id: a connection of type ``beluga_llm``: the key as its password; provider, model, base_url and timeout
             (seconds) in its fields, and what makes a breaker and a limit that all who use it share:
             failure_threshold and recovery_timeout (seconds); requests_per_minute, tokens_per_minute and
-            concurrent_calls.
+            concurrent_calls and max_wait (seconds).
         breaker: a ``CircuitBreaker`` in place of the connection's.
         limit: a ``RateLimit`` in place of the connection's.
         retry: asks again; none where a step asks, which has a retry of its own.
@@ -161,6 +161,9 @@ class LLMHook(BaseHook):
         given: dict[str, Any] = {field: value for field, value in of_breaker.items() if value is not None}
         breaker = CircuitBreaker(name, **given) if given else None
         bounds: dict[str, Any] = {field: value for field, value in of_limit.items() if value is not None}
+        max_wait = bounded_number(connection, "max_wait")
+        if bounds and max_wait is not None:
+            bounds["max_wait"] = max_wait
         limit = RateLimit(name, **bounds) if bounds else None
         return self._breaker or breaker, self._limit or limit
 

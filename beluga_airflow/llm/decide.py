@@ -7,27 +7,29 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from beluga_airflow.errors import ModelUnavailable, NotNow, Undecided
 from beluga_airflow.graph import Decision
 from beluga_airflow.llm.answers import Misfit, fitted, parsed, schema_of
 from beluga_airflow.llm.client import ModelClient, ModelReply, ModelRequest, Usage
+from beluga_airflow.llm.guarded import estimated_tokens
 from beluga_airflow.llm.memory import Conversation
 from beluga_airflow.llm.prices import cost_usd
-from beluga_airflow.llm.prompt import Exchange, messages_of, misfit_message
+from beluga_airflow.llm.prompt import messages_of, misfit_message
 from beluga_airflow.resilience.bounded import bounded
+from beluga_airflow.resilience.calling import WAITING
 from beluga_airflow.state import StateStore
+
+if TYPE_CHECKING:
+    from beluga_airflow.resilience.limits import Booking
 
 __all__ = ["DecisionRecord", "decide"]
 
 log = logging.getLogger(__name__)
-
-WAITING = 0.9
-"""Of the time that is left, what may be spent on waiting for a limit: the rest is for the model, or to say so."""
 
 OWES_TURN = "owes_turn"
 """Beside a record in the store, until its turn is in its conversation: whoever reads it there adds the turn."""
@@ -109,7 +111,7 @@ async def decide(
     last: bool = True,
     timeout: float | None = None,
     conversation: Conversation | None = None,
-    guard: Callable[[], AbstractAsyncContextManager[float]] | None = None,
+    guard: Callable[..., AbstractAsyncContextManager[Booking | None]] | None = None,
 ) -> DecisionRecord:
     """Come to an answer, once: what is on record under ``key`` for the same question and data is not paid again.
 
@@ -123,7 +125,7 @@ async def decide(
         last: whether no other attempt follows, so that a model that cannot be reached means the fallback.
         timeout: seconds for asking the model, reprompts included; no answer by then is a model that cannot be reached.
         conversation: that the decision belongs to; the model sees its earlier turns, and the decision becomes one.
-        guard: what asking the model has to go past; gives the seconds that it took of ``timeout``.
+        guard: what asking the model has to go past, with so many ``tokens``; waiting there takes of ``timeout``.
 
     Raises:
         Undecided: no answer that fits, and no fallback.
@@ -158,19 +160,28 @@ async def _come_to(
     timeout: float | None,
     model: Callable[[str | None], Awaitable[ModelClient]],
     conversation: Conversation | None,
-    guard: Callable[[], AbstractAsyncContextManager[float]] | None,
+    guard: Callable[..., AbstractAsyncContextManager[Booking | None]] | None,
 ) -> DecisionRecord:
     if (record := _by_rule(decision, data, fingerprint, attempt)) is not None:
         return record
     earlier = await conversation.earlier() if conversation is not None else []
+    request = ModelRequest(
+        messages=tuple(messages_of(decision, data, earlier)),
+        schema=schema_of(decision),
+        max_tokens=decision.max_tokens,
+        model=decision.model,
+    )
     bill = _Bill(started=time.monotonic())
     try:
-        async with nullcontext(0.0) if guard is None else guard() as waited:
+        async with nullcontext() if guard is None else guard(tokens=estimated_tokens(request)) as booking:
             try:
-                with bounded(timeout and timeout - waited, lambda: _too_slow(timeout)):
-                    return await _by_model(decision, data, earlier, fingerprint, attempt, model, bill, timeout)
+                with bounded(timeout and timeout - (booking.waited if booking else 0.0), lambda: _too_slow(timeout)):
+                    return await _by_model(decision, request, fingerprint, attempt, model, bill, timeout)
             except Misfit as misfit:
                 answered = misfit  # which is no failure of what the guards are there for
+            finally:
+                if booking is not None and bill.usage != Usage():
+                    booking.settle(bill.usage.input + bill.usage.output)
         raise answered
     except (ModelUnavailable, NotNow) as error:
         if not last or decision.when_uncertain != "fallback":
@@ -214,8 +225,7 @@ def _by_rule(decision: Decision, data: Mapping[str, Any], fingerprint: str, atte
 
 async def _by_model(
     decision: Decision,
-    data: Mapping[str, Any],
-    earlier: Sequence[Exchange],
+    request: ModelRequest,
     fingerprint: str,
     attempt: int,
     model: Callable[[str | None], Awaitable[ModelClient]],
@@ -223,16 +233,9 @@ async def _by_model(
     timeout: float | None,
 ) -> DecisionRecord:
     client = await model(decision.llm_conn_id)
-    messages = messages_of(decision, data, earlier)
     for asked in range(decision.max_reprompts + 1):
         reply = await client.answer(
-            ModelRequest(
-                messages=tuple(messages),
-                schema=schema_of(decision),
-                max_tokens=decision.max_tokens,
-                model=decision.model,
-                within=timeout and WAITING * max(0.0, timeout - (time.monotonic() - bill.started)),
-            )
+            replace(request, within=timeout and WAITING * max(0.0, timeout - (time.monotonic() - bill.started)))
         )
         bill.add(reply)
         try:
@@ -241,7 +244,7 @@ async def _by_model(
             if asked == decision.max_reprompts:
                 raise
             log.info("a decision's answer does not fit (%s), asking again", misfit)
-            messages = [*messages, *misfit_message(reply.content, str(misfit))]
+            request = replace(request, messages=(*request.messages, *misfit_message(reply.content, str(misfit))))
             continue
         return DecisionRecord(
             answer=answer,

@@ -11,10 +11,11 @@ from itertools import takewhile
 from random import uniform
 from typing import Any
 
-from beluga_airflow.errors import InvalidInput
+from beluga_airflow.errors import InvalidInput, StateError
 from beluga_airflow.graph import Identity, Memory
+from beluga_airflow.graph.retry import is_whole
 from beluga_airflow.llm.prompt import Exchange, exchanged, json_text
-from beluga_airflow.state import StateStore
+from beluga_airflow.state import StateStore, Versioned
 
 __all__ = ["Conversation", "Turn", "tokens"]
 
@@ -124,8 +125,10 @@ class Conversation:
 
         Raises:
             StateUnavailable: the store cannot be reached.
+            StateError: what is there is no conversation.
         """
-        turns = takewhile(lambda turn: turn.key != self.key, _turns(await self.state.get(self.entry, {})))
+        kept, _ = self._read(await self.state.get_versioned(self.entry))
+        turns = takewhile(lambda turn: turn.key != self.key, kept)
         return [turn.exchange for turn in _fitting([*turns], self.memory.max_tokens)]
 
     async def add(self, question: str, data: Mapping[str, Any], answered: Mapping[str, Any]) -> None:
@@ -143,16 +146,35 @@ class Conversation:
 
     async def _swapped(self, turn: Turn) -> bool:
         found = await self.state.get_versioned(self.entry)
-        entry = found.value if found else {}
+        kept, bound = self._read(found)
         # decisions that share it may have different bounds: it is kept for the one that sees most
-        bound = max(self.memory.max_tokens, entry.get("max_tokens", 0))
-        turns = _fitting(_placed(_turns(entry), turn), bound)
+        bound = max(self.memory.max_tokens, bound)
+        turns = _fitting(_placed(kept, turn), bound)
         value = {"max_tokens": bound, "turns": [asdict(turn) for turn in turns]}
-        if value == entry:
+        if found and value == found.value:
             return True
         version = found.version if found else None
         ttl = self.memory.ttl_seconds
         return await self.state.compare_and_swap(self.entry, value, version=version, ttl=ttl) is not None
+
+    def _read(self, found: Versioned | None) -> tuple[list[Turn], int]:
+        """The turns, and the most tokens they may have.
+
+        Raises:
+            StateError: it is not ours, or a later version's: written over, it would be lost.
+        """
+        if found is None:
+            return [], 0
+        try:
+            turns, bound = [Turn(**turn) for turn in found.value["turns"]], found.value["max_tokens"]
+        except (TypeError, KeyError):
+            turns, bound = [], None
+        if is_whole(bound) and all(isinstance(part, dict) for turn in turns for part in (turn.asked, turn.answered)):
+            return turns, bound
+        raise StateError(
+            f"{self.entry!r} in {self.state.url} is no conversation that this version can read: deploy the version "
+            "that wrote it, or delete it and begin anew"
+        )
 
 
 def _conversation_key(value: Any, step: str, field: str) -> str:
@@ -168,10 +190,6 @@ def _conversation_key(value: Any, step: str, field: str) -> str:
         f"step {step!r} finds its conversation by {field!r}, which {problem}; it must be a text or a whole number that "
         "names one, for instance a customer's number"
     )
-
-
-def _turns(entry: Mapping[str, Any]) -> list[Turn]:
-    return [Turn(**turn) for turn in entry.get("turns", ())]
 
 
 def _placed(turns: list[Turn], turn: Turn) -> list[Turn]:

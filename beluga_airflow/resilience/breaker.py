@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
@@ -12,9 +13,9 @@ from secrets import token_hex
 from typing import Any, ClassVar, TypeVar
 
 from beluga_airflow.errors import BreakerOpen, NotNow, StateError
-from beluga_airflow.graph.retry import Retry, is_whole
+from beluga_airflow.graph.retry import Retry, is_whole, seconds
 from beluga_airflow.resilience.calling import called
-from beluga_airflow.resilience.shared import TRIES, duration, named, pause, store_of, turn, whole
+from beluga_airflow.resilience.shared import TRIES, SoonStore, duration, named, pause, store_of, turn, whole
 from beluga_airflow.state import StateStore
 
 __all__ = ["BreakerState", "CircuitBreaker", "breakers"]
@@ -188,7 +189,7 @@ def _moment(text: Any) -> datetime | None:
 class _Lease:
     """The key that keeps all others out while one call probes. Whoever holds it knows it by its own word."""
 
-    def __init__(self, store: StateStore, key: str) -> None:
+    def __init__(self, store: SoonStore, key: str) -> None:
         self._store, self._key = store, key
         self._word = token_hex(8)
 
@@ -243,7 +244,7 @@ class _Keeper:
     """
 
     breaker: CircuitBreaker
-    store: StateStore
+    store: SoonStore
 
     @property
     def _key(self) -> str:
@@ -335,19 +336,21 @@ class _Keeper:
 
     @property
     def _recovery(self) -> float:
-        return duration(self.breaker.name, "recovery_timeout", self.breaker.recovery_timeout, least=0.0)
+        return seconds(self.breaker.recovery_timeout)
 
     def _refusal(self, seen: BreakerState) -> BreakerOpen:
         who = f"breaker {self.breaker.name!r}"
         if seen.state == HALF_OPEN:
             return BreakerOpen(
-                f"{who} is half open since {seen.since}: one call tries whether it goes again; wait for it"
+                f"{who} is half open since {seen.since}: one call tries whether it goes again; wait for it",
+                # so that nobody uses up his attempts while the probe is under way
+                retry_after=min(LEASE, self._recovery),
             )
         since = _moment(seen.since)
         assert since is not None, "an entry that makes sense"
         # a hint only, by the clocks of two machines; what decides is the key that runs out in the store
-        left = since + timedelta(seconds=self._recovery) - datetime.now(UTC)
-        after = min(max(left.total_seconds(), 0.0), self._recovery)
+        left = since.timestamp() + self._recovery - time.time()
+        after = min(max(left, 0.0), self._recovery)
         return BreakerOpen(
             f"{who} is open since {seen.since}, after {seen.failures} failures in a row: nothing is called, and in "
             f"{after:.0f} s one call may try; see what is wrong behind it (or delete {self._key!r} to close it now)",

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from beluga_airflow.resilience.limits import Booking
     from beluga_airflow.state import StateStore
 
-__all__ = ["call", "called", "guarded", "in_thread"]
+__all__ = ["WAITING", "call", "called", "guarded", "in_thread"]
 
 T = TypeVar("T")
+
+WAITING = 0.5
+"""Of a step's time, what may be spent on waiting for a limit: the rest is for its work, so as not to cut it short."""
 
 
 async def call(
@@ -74,7 +77,7 @@ async def guarded(
     *,
     retry: Retry | None = None,
     within: float | None = None,
-    tokens: int = 0,
+    tokens: int = 1,
 ) -> AsyncIterator[Booking | None]:
     """Go past a breaker, then past a limit; gives what was booked there.
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from secrets import token_hex
@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from beluga_airflow.errors import InvalidSetting, LimitReached, StateError
 from beluga_airflow.graph.retry import is_number, is_whole, seconds
+from beluga_airflow.resilience.bounded import uncancelled
 from beluga_airflow.resilience.calling import called
-from beluga_airflow.resilience.shared import TRIES, duration, named, pause, store_of, turn, whole
+from beluga_airflow.resilience.shared import TRIES, SoonStore, duration, named, pause, store_of, turn, whole
 from beluga_airflow.state import StateStore
 
 __all__ = ["Booking", "LimitState", "RateLimit", "limits"]
@@ -60,12 +61,15 @@ class Booking:
         bucket: when.
         tokens: how many, by an estimate.
         holder: the name of its place among the concurrent calls, if those are limited.
+
+    ``waited``: seconds that it waited for its place.
     """
 
     def __init__(self, *, bucket: int = 0, tokens: int = 0, holder: str | None = None) -> None:
         self.bucket = bucket
         self.holder = holder
         self.tokens = self.used = tokens
+        self.waited = 0.0
 
     def settle(self, tokens: int) -> None:
         """Say how many tokens it really were."""
@@ -119,13 +123,13 @@ class RateLimit:
 
     @asynccontextmanager
     async def guard(
-        self, store: StateStore | None = None, *, tokens: int = 0, within: float | None = None
+        self, store: StateStore | None = None, *, tokens: int = 1, within: float | None = None
     ) -> AsyncIterator[Booking]:
         """Wait until the body of an ``async with`` may begin; it may settle what was booked for it.
 
         Args:
             store: where the limit is kept if it has no store of its own.
-            tokens: how many it will use, by an estimate.
+            tokens: how many it will use, by an estimate; whoever does not say books one.
             within: seconds that the caller can wait, if that is less than ``max_wait``.
 
         Raises:
@@ -134,6 +138,7 @@ class RateLimit:
         """
         keeper = _Keeper(self, store_of(f"limit {self.name!r}", self.store, store))
         longest = seconds(self.max_wait)
+        came = time.monotonic()
         booked = await self._or_unlimited(
             keeper.book(tokens, longest if within is None else max(0.0, min(within, longest)))
         )
@@ -147,11 +152,13 @@ class RateLimit:
             if wait:
                 await asyncio.sleep(wait)
             has_begun = True
+            booking.waited = time.monotonic() - came
             yield booking
         finally:
             if renewing is not None:
                 renewing.cancel()
-            await self._or_unlimited(keeper.end(booking, has_begun=has_begun))
+            # who is cancelled right then would keep the place of others until its lease is over
+            await uncancelled(self._or_unlimited(keeper.end(booking, has_begun=has_begun)))
 
     async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, sync (in a thread of its own) or async, within this limit.
@@ -266,7 +273,7 @@ class _Keeper:
     """One limit in one store."""
 
     limit: RateLimit
-    store: StateStore
+    store: SoonStore
 
     @property
     def _key(self) -> str:
@@ -278,12 +285,23 @@ class _Keeper:
         Raises:
             LimitReached: more than these.
         """
+        holder = None if self.limit.concurrent is None else token_hex(8)
+        try:
+            return await self._book(tokens, patience, holder)
+        except asyncio.CancelledError:
+            # what was cut short may be written all the same, and nobody would give that place back
+            if holder is not None:
+                with suppress(StateError):
+                    await self.end(Booking(holder=holder), has_begun=True)
+            raise
+
+    async def _book(self, tokens: int, patience: float, holder: str | None) -> tuple[Booking, float]:
         collisions = looks = 0
         ends = time.monotonic() + patience
         while collisions < TRIES:
             async with turn(self.store, self._key):
                 left = max(0.0, ends - time.monotonic())
-                booked = await self._try(min(tokens, self.limit.tokens_per_minute or 0), left, patience)
+                booked = await self._try(min(tokens, self.limit.tokens_per_minute or 0), holder, left, patience)
             if booked == "collided":
                 await pause(collisions)
                 collisions += 1
@@ -296,7 +314,7 @@ class _Keeper:
         raise self._reached("too many ask at once", None, patience)
 
     async def _try(
-        self, tokens: int, left: float, patience: float
+        self, tokens: int, holder: str | None, left: float, patience: float
     ) -> tuple[Booking, float] | Literal["full", "collided"]:
         """The next place, unless too many calls run now, or somebody else wrote first."""
         found = await self.store.get_versioned(self._key)
@@ -310,10 +328,10 @@ class _Keeper:
         wait = max(0.0, bucket * BUCKET - moment)
         if wait > left:
             raise self._reached(self._bounds, wait, patience)
-        booking = Booking(bucket=bucket, tokens=tokens, holder=None if most is None else token_hex(8))
+        booking = Booking(bucket=bucket, tokens=tokens, holder=holder)
         page.add(self.limit, bucket, 1, tokens)
-        if booking.holder is not None:
-            page.holders[booking.holder] = moment + LEASE
+        if holder is not None:
+            page.holders[holder] = moment + LEASE
         written = await self._write(page, found.version if found else None, moment)
         return (booking, wait) if written else "collided"
 

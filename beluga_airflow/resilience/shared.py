@@ -12,12 +12,13 @@ from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from beluga_airflow.errors import InvalidSetting
+from beluga_airflow.errors import InvalidSetting, StateUnavailable
 from beluga_airflow.graph.parts import told
 from beluga_airflow.graph.retry import is_duration, is_whole, seconds
-from beluga_airflow.state import StateStore
+from beluga_airflow.resilience.bounded import bounded
+from beluga_airflow.state import StateStore, Versioned
 
-__all__ = ["TRIES", "duration", "named", "pause", "store_of", "turn", "whole"]
+__all__ = ["TRIES", "SoonStore", "duration", "named", "pause", "store_of", "turn", "whole"]
 
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 TRIES = 50
@@ -26,6 +27,9 @@ TURN = 1.0
 """Seconds that one waits for the others of one's event loop."""
 PAUSES = (0.002, 0.2)
 """Seconds: the first and the longest pause after a collision."""
+ANSWER = 4.0
+"""Seconds that the store has for each answer: a step's attempt, which may need two before its time begins, is given up
+by Temporal 10 s after its timeout."""
 
 
 def named(what: str, name: Any, store: Any) -> str:
@@ -67,7 +71,31 @@ def duration(of: str, name: str, value: float | timedelta, *, least: float) -> f
     return seconds(value)
 
 
-def store_of(of: str, own: StateStore | None, given: StateStore | None) -> StateStore:
+class SoonStore:
+    """What guards ask of a state store. One that hangs is one that is away: calls do not wait for it."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+
+    @property
+    def url(self) -> str:
+        return self._store.url
+
+    async def get_versioned(self, key: str) -> Versioned | None:
+        with bounded(ANSWER, self._late):
+            return await self._store.get_versioned(key)
+
+    async def compare_and_swap(
+        self, key: str, value: Any, *, version: int | None, ttl: float | None = None
+    ) -> int | None:
+        with bounded(ANSWER, self._late):
+            return await self._store.compare_and_swap(key, value, version=version, ttl=ttl)
+
+    def _late(self) -> StateUnavailable:
+        return StateUnavailable(f"the state store {self.url} did not answer within {ANSWER:g} s; see how it is")
+
+
+def store_of(of: str, own: StateStore | None, given: StateStore | None) -> SoonStore:
     """Where a guard is kept: in its own store, else in that of whoever runs it.
 
     Raises:
@@ -76,7 +104,7 @@ def store_of(of: str, own: StateStore | None, given: StateStore | None) -> State
     store = given if own is None else own
     if store is None:
         raise InvalidSetting(f"{of} has no store here; give it one, store=open_store(url)")
-    return store
+    return SoonStore(store)
 
 
 Turns = WeakValueDictionary[tuple[str, str], asyncio.Lock]
@@ -84,7 +112,7 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary(
 
 
 @asynccontextmanager
-async def turn(store: StateStore, key: str) -> AsyncIterator[None]:
+async def turn(store: SoonStore, key: str) -> AsyncIterator[None]:
     """Read and write an entry in turn with the others of this event loop, so as to collide with other processes only.
 
     It saves work, no more: behind a store that hangs, nobody waits for all who came before.

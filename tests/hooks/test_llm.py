@@ -10,10 +10,11 @@ from airflow.sdk import BaseHook
 
 from beluga_airflow import CircuitBreaker, RateLimit, Retry
 from beluga_airflow.config import LLMSettings, Settings
-from beluga_airflow.errors import BreakerOpen, InvalidSetting, ModelUnavailable
+from beluga_airflow.errors import BreakerOpen, InvalidSetting, LimitReached, ModelUnavailable
 from beluga_airflow.hooks.llm import LLMHook
 from beluga_airflow.hooks.state import StateHook
 from beluga_airflow.llm.client import Endpoint, ModelRequest
+from beluga_airflow.llm.guarded import GuardedModel
 from beluga_airflow.llm.model_server import ModelServer
 from beluga_airflow.resilience.breaker import breakers
 from beluga_airflow.resilience.limits import limits
@@ -159,6 +160,22 @@ async def test_a_connection_with_a_limit(connections: Connections, model_server:
     assert 0 < found.tokens < 1_000
 
 
+async def test_a_connection_says_how_long_its_limit_may_take(
+    connections: Connections, model_server: ModelServer
+) -> None:
+    connections["own"] = llm(model_server, requests_per_minute=1, max_wait=5)
+    client = await LLMHook("own", state=MemoryStore()).client()
+    await client.answer(ASK)
+    with pytest.raises(LimitReached, match="this call may wait 5 s"):
+        await client.answer(ASK)
+    await client.close()
+    # by itself it makes no limit
+    connections["own"] = llm(model_server, max_wait=5)
+    client = await LLMHook("own", state=MemoryStore()).client()
+    assert not isinstance(client, GuardedModel)
+    await client.close()
+
+
 async def test_arguments_go_before_the_connection(connections: Connections, model_server: ModelServer) -> None:
     connections["own"] = llm(model_server, failure_threshold=1, requests_per_minute=1)
     store = MemoryStore()
@@ -180,6 +197,7 @@ async def test_arguments_go_before_the_connection(connections: Connections, mode
         ({"recovery_timeout": "soon"}, "recovery_timeout of connection 'own' is 'soon'"),
         ({"requests_per_minute": -1}, "requests_per_minute of connection 'own' is '-1'"),
         ({"tokens_per_minute": "many"}, "tokens_per_minute of connection 'own' is 'many'"),
+        ({"concurrent_calls": 1, "max_wait": "long"}, "max_wait of connection 'own' is 'long', it must be a number"),
         ({"concurrent_calls": 1.5}, "concurrent_calls of connection 'own' is 1.5, it must be a whole number"),
     ],
 )

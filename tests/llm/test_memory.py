@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beluga_airflow import Chain, Decision, InvalidInput, Memory, Retry, run
-from beluga_airflow.errors import MissingKey, StateUnavailable, Undecided
+from beluga_airflow.errors import MissingKey, StateError, StateUnavailable, Undecided
 from beluga_airflow.graph import Identity
 from beluga_airflow.llm.client import ModelClient
 from beluga_airflow.llm.decide import DecisionRecord, decide
@@ -537,6 +537,28 @@ async def test_a_conversation_ends_when_nobody_talks(desk: Desk, model_server: M
     assert texts(model_server.requests[3]["messages"]) == []
     await desk.decide("one", brief, turn="1")
     assert [text for text, _ in await desk.kept()] == ["four"], "what has ended does not come back with a retry"
+
+
+# what is there and is none
+
+SOUND = {"key": "k", "generation": 0, "run": "", "asked": {}, "answered": {}}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *(None, 5, [], {}, {"turns": 5, "max_tokens": 1}, {"turns": [1], "max_tokens": 1}),
+        *({"turns": [{"key": "x"}], "max_tokens": 1}, {"turns": [], "max_tokens": "x"}),
+        {"turns": [{**SOUND, "asked": "all"}], "max_tokens": 1},
+        {"turns": [{**SOUND, "of a later version": 1}], "max_tokens": 1},
+    ],
+)
+async def test_an_entry_that_is_no_conversation_is_left_alone_and_named(entry: Any) -> None:
+    desk = Desk(ScriptedModel(["expedite"]))
+    await desk.state.set("beluga/memory/shop/answer/c-1", entry)
+    with pytest.raises(StateError, match=r"'beluga/memory/shop/answer/c-1' in memory:// is no conversation"):
+        await desk.decide("hurry", turn="1")
+    assert await desk.state.get("beluga/memory/shop/answer/c-1") == entry
 
 
 # on every backend

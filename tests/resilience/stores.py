@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 from beluga_airflow.errors import StateUnavailable
 from beluga_airflow.state import StateStore, Versioned
 
-__all__ = ["Between", "Killed"]
+__all__ = ["Between", "Killed", "hang"]
 
 
 class Killed(BaseException):
     """Stands for the loss of a process: nothing catches it, and nothing that comes after reaches the store."""
+
+
+async def hang(*_: Any, **__: Any) -> None:
+    """What a store does that is frozen or cut off."""
+    await asyncio.sleep(3600)
 
 
 class Between:

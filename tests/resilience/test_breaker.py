@@ -17,11 +17,11 @@ from pytest_mock import MockerFixture
 
 from beluga_airflow import CircuitBreaker, InvalidInput, Retry, telemetry
 from beluga_airflow.errors import BreakerOpen, InvalidSetting, LimitReached, ModelRefused, ModelUnavailable
-from beluga_airflow.resilience import breaker
+from beluga_airflow.resilience import breaker, shared
 from beluga_airflow.resilience.breaker import BreakerState, breakers
 from beluga_airflow.state import StateStore, open_store
 from beluga_airflow.state.memory import MemoryStore
-from tests.resilience.stores import Between, Killed
+from tests.resilience.stores import Between, Killed, hang
 from tests.state.backends import Place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +139,8 @@ async def test_one_probe_at_a_time(store: StateStore) -> None:
         assert (running, await state_of(store)) == (1, "half_open")
         with pytest.raises(BreakerOpen, match=r"half open since .*: one call tries whether it goes again") as caught:
             await guard.call(probe)
-        assert caught.value.retry_after is None
+        # those who wait are not to use up their attempts while the probe is under way
+        assert caught.value.retry_after == breaker.LEASE
         gate.set()
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert results.count("well") == 1
@@ -314,6 +315,34 @@ async def test_a_store_that_goes_away_meanwhile_changes_no_result() -> None:
         assert await state_of(store) == "half_open"
         with pytest.raises(BreakerOpen):
             await guard.call(pytest.fail, "called")
+
+
+async def test_a_store_that_hangs_is_one_that_is_away(caplog: pytest.LogCaptureFixture, mocker: MockerFixture) -> None:
+    mocker.patch.object(shared, "ANSWER", 0.05)
+    store = Between(MemoryStore())
+    guard = CircuitBreaker("shop", failure_threshold=1, store=store)
+    mocker.patch.object(store, "get_versioned", hang)
+    async with asyncio.timeout(DEADLINE / 2):
+        assert await guard.call(lambda: 1) == 1
+    assert "breaker 'shop' guards nothing for now: the state store memory://" in caplog.text
+
+
+@pytest.mark.parametrize("recovery_timeout", [1e15, 1e300, timedelta.max])
+async def test_it_may_stay_open_for_ever(store: StateStore, recovery_timeout: Any) -> None:
+    guard = CircuitBreaker("shop", failure_threshold=1, recovery_timeout=recovery_timeout, store=store)
+    await fail(guard)
+    with pytest.raises(BreakerOpen):
+        await guard.call(pytest.fail, "called")
+
+
+@pytest.mark.parametrize("since", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+async def test_an_entry_from_the_ends_of_the_calendar_keeps_it_open(since: str) -> None:
+    store = MemoryStore()
+    await store.set(STATE, {"state": "open", "failures": 1, "changes": 1, "since": since})
+    await store.set(PROBE, "open")
+    with pytest.raises(BreakerOpen) as caught:
+        await CircuitBreaker("shop", store=store).call(pytest.fail, "called")
+    assert 0 <= caught.value.retry_after <= 30
 
 
 async def test_an_entry_that_makes_no_sense_is_that_of_a_new_breaker(store: StateStore) -> None:

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from beluga_airflow import RateLimit
+from beluga_airflow import RateLimit, resilience
 from beluga_airflow.errors import InvalidSetting, LimitReached
 from beluga_airflow.resilience import limits, shared
 from beluga_airflow.resilience.limits import LimitState
 from beluga_airflow.resilience.limits import limits as limits_of
 from beluga_airflow.state import StateStore, open_store
 from beluga_airflow.state.memory import MemoryStore
-from tests.resilience.stores import Between
+from tests.resilience.stores import Between, hang
 from tests.resilience.test_breaker import process, told
 from tests.state.backends import Place
 
@@ -103,6 +103,16 @@ async def test_what_did_not_say_what_it_used_used_its_estimate(clock: Clock) -> 
         async with guard.guard(tokens=80):
             raise OSError("no answer")
     assert await waits(guard, tokens=30) == 65.0
+
+
+async def test_who_does_not_say_how_many_tokens_uses_one(clock: Clock) -> None:
+    guard = RateLimit("shop", tokens_per_minute=2, max_wait=0, store=MemoryStore())
+    for _ in range(2):
+        await guard.call(lambda: None)
+    with pytest.raises(LimitReached, match="2 tokens a minute"):
+        await guard.call(pytest.fail, "called")
+    with pytest.raises(LimitReached, match="2 tokens a minute"):
+        await resilience.call(pytest.fail, "called", limit=guard)
 
 
 async def test_an_estimate_above_the_bound_books_all_of_it(clock: Clock) -> None:
@@ -209,6 +219,49 @@ async def test_a_failed_call_gives_its_place_back(store: StateStore) -> None:
     assert await guard.call(lambda: 1) == 1
 
 
+async def test_who_is_cancelled_while_booking_leaves_no_place_behind(store: StateStore, mocker: MockerFixture) -> None:
+    guard = RateLimit("shop", requests_per_minute=9, concurrent=1, max_wait=0, store=store)
+    swap, landed = store.compare_and_swap, asyncio.Event()
+
+    async def cut_short(*args: Any, **options: Any) -> None:
+        await swap(*args, **options)
+        landed.set()
+        mocker.stop(patched)
+        await hang()
+
+    patched = mocker.patch.object(store, "compare_and_swap", cut_short)
+    booking = asyncio.create_task(guard.call(pytest.fail, "called"))
+    await landed.wait()
+    booking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await booking
+    assert (await limits_of(store))[0].holders == 0
+    assert await guard.call(lambda: 1) == 1
+
+
+async def test_who_is_cancelled_while_it_ends_leaves_no_place_behind(store: StateStore, mocker: MockerFixture) -> None:
+    guard = RateLimit("shop", concurrent=1, max_wait=0, store=store)
+    get, ending, gate = store.get_versioned, asyncio.Event(), asyncio.Event()
+
+    async def slow(key: str) -> Any:
+        ending.set()
+        await gate.wait()
+        return await get(key)
+
+    async def holds() -> None:
+        async with guard.guard():
+            mocker.patch.object(store, "get_versioned", slow)
+
+    holding = asyncio.create_task(holds())
+    await ending.wait()
+    holding.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+    assert await guard.call(lambda: 1) == 1
+
+
 async def test_a_call_holds_its_place_as_long_as_it_runs(store: StateStore, mocker: MockerFixture) -> None:
     mocker.patch.object(limits, "LEASE", 0.9)
     guard = RateLimit("shop", concurrent=1, max_wait=0, store=store)
@@ -292,6 +345,18 @@ async def test_behind_a_store_that_hangs_nobody_waits_for_all_who_came_before(mo
     assert all(
         isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*calls, return_exceptions=True)
     )
+
+
+async def test_a_store_that_hangs_is_one_that_is_away(caplog: pytest.LogCaptureFixture, mocker: MockerFixture) -> None:
+    mocker.patch.object(shared, "ANSWER", 0.05)
+    store = Between(MemoryStore())
+    guard = RateLimit("shop", concurrent=2, store=store)
+    async with asyncio.timeout(DEADLINE / 2):
+        async with guard.guard():
+            mocker.patch.object(store, "compare_and_swap", hang)
+        async with guard.guard() as booking:
+            assert booking.waited == 0
+    assert "limit 'shop' limits nothing for now: the state store memory://" in caplog.text
 
 
 async def test_many_of_one_process_take_turns(store: StateStore) -> None:

@@ -14,8 +14,11 @@ from pytest_mock import MockerFixture
 
 from beluga_airflow import Chain, CircuitBreaker, Decision, FlowResult, Graph, InvalidFlow, RateLimit, Retry, run
 from beluga_airflow.errors import BreakerOpen, LimitReached, ModelUnavailable, StepTimeout
+from beluga_airflow.llm.client import Usage
 from beluga_airflow.llm.guarded import GuardedModel
+from beluga_airflow.resilience import shared
 from beluga_airflow.resilience.breaker import breakers
+from beluga_airflow.resilience.limits import limits
 from beluga_airflow.state import StateStore, open_store
 from beluga_airflow.state.memory import MemoryStore
 from beluga_airflow.temporal.messages import BATCH_WORKFLOW
@@ -23,6 +26,7 @@ from beluga_airflow.testing import ScriptedModel
 from beluga_airflow.testing.scripted_model import reply
 from tests.execute.attempts import once
 from tests.resilience import guarded_flows as flows
+from tests.resilience.stores import hang
 from tests.task_group.conftest import tasks_of  # noqa: F401  # a fixture
 from tests.temporal.conftest import Side, side  # noqa: F401  # a fixture
 from tests.temporal.test_batch_workflow import lines, staged
@@ -99,7 +103,7 @@ async def test_what_a_limit_took_counts_in_the_attempts_time() -> None:
             await ending
 
     async def other() -> None:
-        async with busy(0.6):
+        async with busy(0.3):
             began.set()
 
     assert (await once(flow, state=store, timeout=1.1)).output == {}
@@ -110,6 +114,36 @@ async def test_what_a_limit_took_counts_in_the_attempts_time() -> None:
         await once(flow, state=store, timeout=1.1)
     await holding
     assert await looks(store) == ("open", 1)
+
+
+@pytest.mark.parametrize("guards", [{"breaker": CircuitBreaker("shop")}, {"limit": RateLimit("shop", concurrent=1)}])
+async def test_a_store_that_hangs_takes_nothing_of_the_steps_time(
+    guards: dict[str, Any], mocker: MockerFixture
+) -> None:
+    mocker.patch.object(shared, "ANSWER", 0.6)
+    store = MemoryStore()
+    mocker.patch.object(store, "get_versioned", hang)
+    flow = Chain("f").add_step("a", lambda data: asyncio.sleep(0.01), **guards)
+    assert (await once(flow, state=store, timeout=0.5)).output == {}
+
+
+async def test_a_step_that_a_limit_left_too_little_time_is_not_begun() -> None:
+    store, limit = MemoryStore(), RateLimit("shop", concurrent=1, max_wait=100)
+    began: list[Any] = []
+
+    async def work(data: Any) -> None:
+        began.append(data)
+        await asyncio.sleep(0.4)
+
+    flow = Chain("f").add_step("a", work, limit=limit)
+    async with limit.guard(store):
+        late = asyncio.create_task(once(flow, state=store, timeout=1.0))
+        await asyncio.sleep(0.8)
+    # it would have been cut short in the midst of its work, and done twice
+    with pytest.raises(LimitReached):
+        await late
+    assert began == []
+    assert (await once(flow, state=store, timeout=1.0)).output == {}
 
 
 async def test_what_undoes_a_step_is_not_guarded(token: str) -> None:
@@ -194,6 +228,19 @@ async def test_out_of_time_at_the_limit_of_its_model_is_no_failure_of_the_model(
         with pytest.raises(LimitReached):
             await once(flow, inputs={"x": 1}, model=model, state=store, timeout=1.0, last=False)  # type: ignore[arg-type]  # any client
     assert await store.get(STATE) is None
+
+
+async def test_the_tokens_of_a_decision_are_estimated_and_settled() -> None:
+    store = MemoryStore()
+    flow = deciding(limit=RateLimit("shop", tokens_per_minute=1_000, max_wait=0))
+    for x, tokens in ((1, 40), (2, 60)):
+        model = ScriptedModel([reply('{"answer": "left", "reason": "so"}', usage=Usage(input=tokens - 10, output=10))])
+        assert (await once(flow, inputs={"x": x}, model=model, state=store)).output == {"way": "left"}
+    assert (await limits(store))[0].tokens == 100
+    # the next is estimated at its longest answer, 500 tokens, and more
+    async with RateLimit("shop", tokens_per_minute=1_000, max_wait=0).guard(store, tokens=500):
+        with pytest.raises(LimitReached, match="1000 tokens a minute"):
+            await once(flow, inputs={"x": 3}, state=store, last=False)
 
 
 # on the other runtimes, with no more code
