@@ -212,7 +212,7 @@ def _unknown(section: str, name: str | None) -> str:
     dotted = f"{section}.{name}" if section else name
     start = f"{section}." if section else ""
     elsewhere = {part for key in KEYS for part in _ends(key) if part.rpartition(".")[2] == name}
-    near = [start + match for match in get_close_matches(name, known, n=1, cutoff=0.75)]
+    near = [start + match for match in get_close_matches(name.lower(), known, n=1, cutoff=0.75)]
     meant = near or ([*elsewhere] if len(elsewhere) == 1 else [])
     suggestion = f": did you mean {meant[0]!r}?" if meant else ";"
     return f"unknown key {_short(dotted)}{suggestion} {told}"

@@ -29,8 +29,11 @@ PROVIDERS = (
     "simulated",
 )
 """The names in ``llm/presets.py``."""
-URL = re.compile(r"memory://.*|sqlite:///.+|(?:rediss?|postgres(?:ql)?)://.+")
-"""What ``state.open_store`` opens."""
+URL = re.compile(r"memory://.*|sqlite:////.+|rediss?://.+|postgres(?:ql)?://(?:[^@/]*@)?[^@]+")
+"""What ``state.open_store`` opens, the same from any folder.
+
+What is behind an @ or a / in a password libpq takes for the host, which messages show.
+"""
 ADDRESS = re.compile(r"(?:[^\s/:@\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 SECONDS: tuple[str, Callable[[Any], bool]] = (
     "seconds, above 0 and finite",
@@ -50,7 +53,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model": NAME,
     "url": (
         "the URL of a state store, such as sqlite:////path/to/state.db, redis://host:6379/0 or "
-        "postgresql://user:password@host/database",
+        "postgresql://user:password@host/database, with signs such as @ or / in a password as %40, %2F",
         lambda value: isinstance(value, str) and bool(URL.fullmatch(value)),
     ),
 }

@@ -75,9 +75,18 @@ def config_in_force() -> ConfigFile | None:
 
 
 def config_file() -> Path | None:
-    """The file that Airflow's configuration names; a relative path is one under ``AIRFLOW_HOME``."""
+    """The file that Airflow's configuration names; a relative path is one under ``AIRFLOW_HOME``.
+
+    Raises:
+        InvalidSetting: it begins with the home of a user that there is not.
+    """
     named = (conf.get("beluga", "config_file", fallback=None) or "").strip()
-    return airflow_home() / Path(named).expanduser() if named else None
+    try:
+        return airflow_home() / Path(named).expanduser() if named else None
+    except RuntimeError:
+        raise InvalidSetting(
+            f"[beluga] config_file is {named!r}, whose home directory is not known; write the path without '~'"
+        ) from None
 
 
 def airflow_home() -> Path:

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 from airflow.sdk import BaseHook, Connection
 
+from beluga_airflow.config.settings import RULES
 from beluga_airflow.errors import BelugaError, InvalidSetting
 from beluga_airflow.hooks.connections import find_connection, flag, text
 from beluga_airflow.hooks.settings import airflow_home, settings_in_force
@@ -89,6 +90,12 @@ class StateHook(BaseHook):
         """
         make = URLS.get(connection.conn_type or "")
         url = make(connection) if make else text(connection, "url")
+        kind, holds = RULES["url"]
+        if url and not holds(url):
+            raise InvalidSetting(
+                f"what connection {connection.conn_id!r} names cannot be used (it is not shown, as it may hold a "
+                f"password), it must be {kind}"
+            )
         return {"url": url} if url else {}
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -123,6 +123,9 @@ class StateSensor(BaseSensorOperator):
             raise failure from error
 
     async def _look(self) -> tuple[int | None, PokeReturnValue]:
+        if not isinstance(self.key, str) or not self.key.strip():
+            raise InvalidSetting(f"key= is {self.key!r}, which is no key once its templates are rendered; see to them")
+        self.condition.check_value()
         store = await StateHook(self.state_conn_id).store()
         try:
             async with asyncio.timeout(PATIENCE), aclosing(store.watch(self.key)) as changes:

@@ -6,7 +6,8 @@ import asyncio
 import copy
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from beluga_airflow.graph.decision import UNSET
 from beluga_airflow.state.base import Change
 
 __all__ = ["Condition"]
+
+SAID = 300
+"""Characters of what a user's code says that are told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,24 @@ class Condition:
             raise InvalidSetting("equals= and predicate= are both given; leave one out, or let the predicate compare")
         _load(self.predicate)
 
+    def check_value(self) -> None:
+        """See that a key can have the value, templates being rendered.
+
+        Raises:
+            InvalidSetting: it is not JSON.
+        """
+        if self.equals is UNSET:
+            return
+        try:
+            kept = json.loads(json.dumps(self.equals, allow_nan=False))
+        except (ValueError, TypeError, RecursionError):
+            kept = UNSET
+        if not _same(kept, self.equals):
+            raise InvalidSetting(
+                f"equals= is no JSON value but of type {type(self.equals).__name__}, or holds what is none (a date, "
+                "say, or a key that is no text), which no state key ever has; write it as it is stored"
+            )
+
     async def holds(self, change: Change) -> bool:
         """Whether it does, after this change.
 
@@ -61,17 +83,26 @@ class Condition:
 
     def _ask(self, function: Callable[[Any], Any], value: Any, key: str) -> bool:
         try:
-            return bool(function(value))
-        except (Exception, SystemExit) as error:  # a user's code may raise anything
+            said = function(value)
+            if not isinstance(said, Awaitable | Iterator | AsyncIterator):
+                return bool(said)
+        # a user's code may raise anything; a cancellation from a thread would be taken for that of the trigger
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             raise BelugaError(
-                f"predicate {self.predicate!r} raised {type(error).__name__}: {error} for the value of state key "
-                f"{key!r}; mend it, or what is stored there"
+                f"predicate {self.predicate!r} raised {_told(error)} for the value of state key {key!r}; mend it, or "
+                "what is stored there"
             ) from error
+        if inspect.iscoroutine(said):
+            said.close()
+        raise BelugaError(
+            f"predicate {self.predicate!r} returned a {type(said).__name__}, which says neither yes nor no; let it "
+            "return True or False"
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """What makes it again."""
-        given = {"equals": self.equals, "predicate": self.predicate}
-        return {name: value for name, value in given.items() if value is not (UNSET if name == "equals" else None)}
+        """What makes it again: plain JSON, as Airflow has its own ways with tuples."""
+        given = {} if self.equals is UNSET else {"equals": json.loads(json.dumps(self.equals))}
+        return given if self.predicate is None else {**given, "predicate": self.predicate}
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Condition:
@@ -87,8 +118,8 @@ def _load(path: str) -> Callable[[Any], Any]:
         found: Callable[[Any], Any] | None = getattr(importlib.import_module(module_name), name, None)
     except (Exception, SystemExit) as error:  # a module's code may raise anything
         raise InvalidSetting(
-            f"predicate {path!r} cannot be imported in this process: {type(error).__name__}: {error}; mend or install "
-            "its package where DAGs are parsed, on the workers and where the triggerer runs (the dags folder is not "
+            f"predicate {path!r} cannot be imported in this process: {_told(error)}; mend or install its "
+            "package where DAGs are parsed, on the workers and where the triggerer runs (the dags folder is not "
             "enough)"
         ) from error
     if not callable(found) or inspect.iscoroutinefunction(found):
@@ -96,6 +127,15 @@ def _load(path: str) -> Callable[[Any], Any]:
         kind = "an async function" if inspect.iscoroutinefunction(found) else kind
         raise InvalidSetting(f"predicate {path!r}: module {module_name!r} has {kind} where a plain function is wanted")
     return found
+
+
+def _told(error: BaseException) -> str:
+    """What was raised, in one line that any database and terminal takes."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a user's code may raise anything, here too
+        text = "its text cannot be had"
+    return f"{type(error).__name__}: {''.join(sign if sign.isprintable() else '?' for sign in text[:SAID])}"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from airflow.listeners.types import AssetEvent
     from airflow.sdk.execution_time.context import AssetStateStoreAccessor, AssetStateStoreAccessors
 
-__all__ = ["Cursor", "on_asset_event_emitted"]
+__all__ = ["WATCHER", "Cursor", "on_asset_event_emitted"]
 
 log = logging.getLogger(__name__)
 
+WATCHER = "beluga/watcher/"
+"""What the name of every watcher begins with."""
 IN_FLIGHT = 200
 """Events that may be on their way to Airflow's database at once: until they are there, they fill the triggerer."""
 LOOK = 0.5
@@ -96,13 +98,14 @@ def on_asset_event_emitted(asset_event: AssetEvent) -> None:
     if asset_event.source_task_id is not None or not extra or extra.keys() != {"from_trigger", "payload"}:
         return
     payload = extra["payload"]
-    if isinstance(payload, Mapping) and isinstance(payload.get("watcher"), str):
+    if isinstance(payload, Mapping) and str(payload.get("watcher")).startswith(WATCHER):
         _move(asset_event, payload)
 
 
 def _move(asset_event: AssetEvent, payload: Mapping[str, Any]) -> None:
     from airflow import settings
     from airflow.models.asset import AssetModel
+    from airflow.models.asset_state_store import AssetStateStoreModel
     from airflow.state import AssetScope, get_state_backend
     from sqlalchemy import select
 
@@ -110,10 +113,13 @@ def _move(asset_event: AssetEvent, payload: Mapping[str, Any]) -> None:
     # that of the transaction which stores the event: Airflow has one session a thread
     session = settings.get_session()()
     asset = asset_event.asset
-    one = select(AssetModel.id).where(AssetModel.name == asset.name, AssetModel.uri == asset.uri)
-    scope = AssetScope(asset_id=session.scalar(one))
+    own = select(AssetModel.id).where(AssetModel.name == asset.name, AssetModel.uri == asset.uri)
+    # one watcher has one place: it may look at that of an asset which gets no events now, as its DAG is paused
+    others = select(AssetStateStoreModel.asset_id).where(AssetStateStoreModel.key == name)
     backend = get_state_backend()
-    stored = backend.get(scope, name, session=session)
-    # a triggerer that was taken for dead may come after its successor
-    if payload["lost"] is not None or stored is None or json.loads(stored) < version:
-        backend.set(scope, name, json.dumps(version), session=session)
+    for asset_id in sorted({*session.scalars(own), *session.scalars(others)}):
+        scope = AssetScope(asset_id=asset_id)
+        stored = backend.get(scope, name, session=session)
+        # a triggerer that was taken for dead may come after its successor
+        if payload["lost"] is not None or stored is None or json.loads(stored) < version:
+            backend.set(scope, name, json.dumps(version), session=session)

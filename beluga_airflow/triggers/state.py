@@ -17,7 +17,7 @@ from beluga_airflow.errors import BelugaError, HistoryLost, InvalidSetting
 from beluga_airflow.hooks.state import StateHook
 from beluga_airflow.state.base import Change
 from beluga_airflow.triggers.condition import Condition
-from beluga_airflow.triggers.cursor import Cursor
+from beluga_airflow.triggers.cursor import WATCHER, Cursor
 from beluga_airflow.triggers.portable import is_portable
 from beluga_airflow.triggers.stores import shared_store
 
@@ -173,7 +173,7 @@ class StateChangeTrigger(BaseEventTrigger):
         name = f"{self.state_conn_id}/{watched}"
         if len(name) > 200 or not name.isprintable():
             name = hashlib.sha256(name.encode()).hexdigest()
-        return f"beluga/watcher/{name}"
+        return f"{WATCHER}{name}"
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         if self.asset_state_store is None:

@@ -184,6 +184,7 @@ def test_an_alias_is_what_it_stands_for(write: Write) -> None:
             "can be: chain, graph, workflow",
         ),
         ("llm:\n  timout: 5s", "F:2: unknown key 'llm.timout': did you mean 'llm.timeout'? under 'llm' there can be"),
+        ("LLM: {}", "F:1: unknown key 'LLM': did you mean 'llm'? at the top"),
         ("chain: {}", "F:1: unknown key 'chain': did you mean 'orchestration.chain'? at the top"),
         ("temporal: {}", "F:1: unknown key 'temporal': did you mean 'orchestration.workflow.temporal'? at the top"),
         (
@@ -256,6 +257,9 @@ def test_an_alias_is_what_it_stands_for(write: Write) -> None:
             "state store, such as sqlite:////path/to/state.db",
         ),
         (f"state: {{url: 'mysql://u:{SECRET}@h'}}", "F:1: 'state.url' is something else"),
+        # libpq would take a part of such a password for the host, which messages show
+        (f"state: {{url: 'postgresql://u:pw/{SECRET}@h/db'}}", "F:1: 'state.url' is something else"),
+        (f"state: {{url: 'postgres://u:pw@{SECRET}@h/db'}}", "signs such as @ or / in a password as %40, %2F"),
         (f"state: {{url: ['redis://{SECRET}']}}", "F:1: 'state.url' is a list, it must be the URL"),
         # no YAML
         (

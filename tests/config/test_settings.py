@@ -217,3 +217,8 @@ def test_a_url_that_cannot_be_opened_is_refused(url: str) -> None:
         StateSettings(url=url)
     with pytest.raises(InvalidSetting):
         open_store(url)
+
+
+def test_a_path_that_each_process_reads_otherwise_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match=r"such as sqlite:////path/to/state\.db"):
+        StateSettings(url="sqlite:///state.db")

@@ -73,6 +73,12 @@ def test_a_file_that_is_named_and_not_there_is_an_error(tmp_path: Path, monkeypa
         settings_in_force()
 
 
+def test_a_home_that_nobody_has_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__BELUGA__CONFIG_FILE", "~nobody-of-that-name/b.yaml")
+    with pytest.raises(InvalidSetting, match=r"\[beluga\] config_file is '~nobody-of-that-name/b.yaml', whose home"):
+        settings_in_force()
+
+
 def test_airflow_cfg_names_it_too(tmp_path: Path) -> None:
     (tmp_path / "airflow.cfg").write_text("[beluga]\nconfig_file = own.yaml\n")
     (tmp_path / "own.yaml").write_text(timeout(7))

@@ -56,6 +56,26 @@ async def test_a_connection_says_where(connections: Connections, tmp_path: Path)
     assert await url_of("memory") == "memory://"
 
 
+@pytest.mark.parametrize(
+    "connection",
+    [
+        # another file in each process
+        {"conn_type": "sqlite", "host": "state.db"},
+        state("sqlite:///state.db"),
+        # libpq would take a part of the password for the host
+        state(f"postgresql://u:pw/{SECRET}@h/db"),
+        state(f"postgresql://u:pw@{SECRET}@h/db"),
+    ],
+)
+async def test_a_url_that_means_something_else_is_refused(
+    connections: Connections, connection: dict[str, Any], hush: Hush
+) -> None:
+    connections["own"] = connection
+    with pytest.raises(InvalidSetting, match=r"connection 'own' .* such as sqlite:////path/") as caught:
+        await url_of("own")
+    hush(caught.value)
+
+
 async def test_missing_wrong_and_broken_connections_are_refused(connections: Connections, hush: Hush) -> None:
     connections["http"] = {"conn_type": "http", "password": SECRET}
     connections["broken"] = {**state("memory://"), "extra": "{" + SECRET}
@@ -64,7 +84,7 @@ async def test_missing_wrong_and_broken_connections_are_refused(connections: Con
         ("none", "no connection 'none'"),
         ("http", "is of type 'http'"),
         ("broken", "not a JSON object"),
-        ("other", "no state store serves a URL that begins with 'mysql'"),
+        ("other", "what connection 'other' names cannot be used"),
     ]:
         with pytest.raises(InvalidSetting, match=says) as caught:
             await StateHook(conn_id).store()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from beluga_airflow.sensors.state import StateSensor
 from beluga_airflow.state.sqlite import SqliteStore
 from beluga_airflow.testing import OperatorRunner, TaskRun
 from beluga_airflow.triggers import state as trigger_module
+from beluga_airflow.triggers.portable import is_portable
 
 PAID = "tests.sensors.predicates:is_paid"
 
@@ -220,6 +224,30 @@ async def test_a_predicate_that_raises_is_the_reason(
         )
 
 
+@pytest.mark.parametrize("text", ["nul \0", "half \ud800", "x" * 1_000_000])
+async def test_what_a_predicate_raises_reaches_airflow_whatever_it_holds(runner: OperatorRunner, text: str) -> None:
+    run = await started(runner, predicate="tests.sensors.predicates:tells_of_it")
+    await put({"text": text})
+    event = await run.run_trigger()
+    assert is_portable(event.payload, 2_000)
+    assert "raised ValueError: " in event.payload["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("speechless", "raised Speechless"),
+        ("cancels", "raised CancelledError"),
+        ("wrapped", "returned a coroutine, which says neither yes nor no"),
+        ("generates", "returned a generator, which says neither yes nor no"),
+    ],
+)
+async def test_a_predicate_that_says_nothing_is_a_reason(runner: OperatorRunner, name: str, says: str) -> None:
+    run = await ended(await started(runner, predicate=f"tests.sensors.predicates:{name}"), 1)
+    assert run.state == "failed"
+    assert says in str(run.error)
+
+
 def test_it_raises_at_the_first_look_too(runner: OperatorRunner) -> None:
     StateHook().set("order", {"no": "state"})
     assert "raised KeyError" in str(runner.run(sensor(predicate=PAID)).error)
@@ -255,6 +283,31 @@ async def test_a_predicate_that_only_the_triggerer_lacks_is_a_reason(
     run = await run.run_to_end()
     assert isinstance(run.error, AirflowFailException), "somebody has to mend it: no retry"
     assert "where a plain function is wanted" in str(run.error)
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+@pytest.mark.parametrize("equals", [date(2026, 1, 1), Decimal("1.5"), {1: "a"}, [{"paid"}], math.nan, b"paid"])
+def test_what_no_key_can_ever_hold_is_not_waited_for(runner: OperatorRunner, equals: Any, deferrable: bool) -> None:
+    run = runner.run(sensor(equals=equals, deferrable=deferrable, retries=3))
+    assert isinstance(run.error, AirflowFailException)
+    assert "equals= is no JSON value" in str(run.error)
+
+
+def test_a_tuple_is_a_list(runner: OperatorRunner) -> None:
+    StateHook().set("order", {"a": [1, 2]})
+    assert runner.run(sensor(equals={"a": (1, 2)})).state == "success"
+    deferral = runner.run(sensor(equals={"a": (1, 3)}, task_id="other")).deferral
+    assert deferral is not None
+    # Airflow's database takes no tuples from triggers
+    assert deferral.kwargs["condition"] == {"equals": {"a": [1, 3]}}
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+@pytest.mark.parametrize("key", ["{{ dag_run.conf.get('id', '') }}", " ", 7])
+def test_a_key_that_came_out_empty_is_not_waited_for(runner: OperatorRunner, key: Any, deferrable: bool) -> None:
+    run = runner.run(sensor(key=key, deferrable=deferrable, retries=3), conf={})
+    assert isinstance(run.error, AirflowFailException)
+    assert "which is no key once its templates are rendered" in str(run.error)
 
 
 @pytest.mark.parametrize("deferrable", [True, False])

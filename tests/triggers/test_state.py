@@ -31,7 +31,9 @@ from tests.state.backends import Place
 
 AssetEvent: Any = SimpleNamespace
 """What Airflow tells its listeners; its own class wants all of its fields."""
+OURS = {"watcher": "beluga/watcher/w", "version": 9, "lost": None}
 PROGRAM = Path(__file__).with_name("watched.py")
+JOINED = PROGRAM.with_name("joined.py")
 
 
 async def until(look: Callable[[], bool]) -> None:
@@ -245,6 +247,24 @@ async def test_two_assets_and_one_that_joins_later_have_one_place(store: StateSt
     assert first.values == second.values
 
 
+async def test_the_first_of_two_assets_goes_along_when_only_the_other_has_events(tmp_path: Path) -> None:
+    """Its DAG was paused: a watcher that began with it alone looks at no other cursor, and would wait for ever."""
+    program = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(JOINED),
+        env=os.environ
+        | {
+            "AIRFLOW_HOME": str(tmp_path),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/airflow.db",
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, log = await program.communicate()
+    assert program.returncode == 0, log.decode()[-6000:]
+    assert json.loads(output.decode().splitlines()[-1]) == {"first": 5, "second": 5}
+
+
 async def test_lost_history_is_an_event(path: Path, store: StateStore, caplog: pytest.LogCaptureFixture) -> None:
     asset = Kept()
     trigger = StateChangeTrigger(prefix="")
@@ -284,9 +304,10 @@ async def test_it_goes_on_when_its_connection_is_mended(
 @pytest.mark.parametrize(
     "event",
     [
-        {"extra": {"from_trigger": True, "payload": {"watcher": "w", "version": 9}, "from_rest_api": True}},
-        {"extra": {"from_trigger": True, "payload": {"watcher": "w", "version": 9}}, "source_task_id": "t"},
+        {"extra": {"from_trigger": True, "payload": OURS, "from_rest_api": True}},
+        {"extra": {"from_trigger": True, "payload": OURS}, "source_task_id": "t"},
         {"extra": {"from_trigger": True, "payload": {"file": "of another trigger"}}},
+        {"extra": {"from_trigger": True, "payload": {"watcher": "of another trigger", "version": 1, "lost": None}}},
         {"extra": {"from_trigger": True, "payload": "text"}},
         {"extra": {}},
         {"extra": None},
@@ -298,7 +319,7 @@ def test_events_that_are_not_ours_move_nothing(event: dict[str, Any], monkeypatc
     cursor_module.on_asset_event_emitted(AssetEvent(**{"asset": None, "source_task_id": None, **event}))
     assert moved == []
     cursor_module.on_asset_event_emitted(
-        AssetEvent(asset=None, source_task_id=None, extra={"from_trigger": True, "payload": {"watcher": "w"}})
+        AssetEvent(asset=None, source_task_id=None, extra={"from_trigger": True, "payload": OURS})
     )
     assert len(moved) == 1
 
@@ -326,7 +347,8 @@ async def test_all_who_watch_a_store_share_its_connections(operator_runner: Oper
             counts[number] = connections(place, url)
             for watcher in watchers:
                 await watcher.stop()
-    assert counts[1] == counts[30]
+    # one store has up to three, each made when it is first needed
+    assert max(counts.values()) <= 3
     assert stores_module._open[asyncio.get_running_loop()] == {}, "the last one closes it"
 
 
