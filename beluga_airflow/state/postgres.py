@@ -36,6 +36,8 @@ BYTES = 16_000_000
 """What the values of such writes, or of one read of changes, take together, unless one alone is larger."""
 CENTURY = 100 * 365 * 86_400.0
 """The longest time to live, in seconds: PostgreSQL's calendar has an end."""
+PLAIN = re.compile(r"postgres(?:ql)?://(?:[^@/]*@)?[^@]*")
+"""A URL whose password has no ``/`` and no ``@`` but as percent-escapes."""
 REFUSED = re.compile(
     r"authentication failed|does not exist|no pg_hba\.conf entry|no password supplied|permission denied|certificate"
     r"|not permitted to log in|SSL was required|no such (user|database)"
@@ -61,11 +63,14 @@ class PostgresStore(Watchable):
     def __init__(self, url: str, *, history: int = HISTORY) -> None:
         super().__init__()
         try:
-            given = conninfo_to_dict(url)
+            # libpq would take what follows a raw sign in a password for a host, and show it
+            given = conninfo_to_dict(url) if PLAIN.fullmatch(url) else None
         except (psycopg.Error, UnicodeEncodeError):
+            given = None
+        if given is None:
             # not what libpq says, which may repeat the password
             form = "'postgresql://user:password@host:port/database', special characters as %-escapes"
-            raise InvalidSetting(f"the PostgreSQL URL of a state store cannot be read; write it as {form}") from None
+            raise InvalidSetting(f"the PostgreSQL URL of a state store cannot be read; write it as {form}")
         self._url = _shown(given)
         self._history = history
         defaults = {"connect_timeout": CONNECT_SECONDS, "fallback_application_name": "beluga"}

@@ -224,7 +224,11 @@ def test_the_url_is_shown_without_user_and_query(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://u:s3%zz@h/db", "postgresql://u:s3%zz@h/db?x=1", "postgresql://h/d?s3%zz=1"]
+    "url",
+    [
+        *("postgresql://u:s3%zz@h/db", "postgresql://u:s3%zz@h/db?x=1", "postgresql://h/d?s3%zz=1"),
+        *("postgresql://u:s3/s3@h/db", "postgresql://u:s3@s3@h/db", "postgresql://u:x@s3/s3@h/db"),
+    ],
 )
 def test_a_url_that_cannot_be_read_is_not_repeated(url: str) -> None:
     with pytest.raises(InvalidSetting, match="cannot be read; write it as 'postgresql://") as raised:
