@@ -14,12 +14,18 @@ from beluga_airflow.state import StateStore
 
 __all__ = ["Owners"]
 
+TASK = {"dag_id": str, "run_id": str, "task_id": str, "map_index": int}
+WORKFLOW = {"namespace": str, "workflow_id": str, "run_id": str}
+ITEM = {**WORKFLOW, "batch": str, "item": int}
+"""What the owners of runs are, of those that we wrote."""
+AGAIN = 30.0
+"""Seconds until who could not be asked is asked again."""
 OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 """States of a task that nobody runs again by himself."""
 
 
 class Owners:
-    """Asks them. Who cannot be asked is not asked again, and its runs are left as they are.
+    """Asks them. Who cannot be asked is left alone for a while, and its runs as they are.
 
     Args:
         store: where the statuses are.
@@ -34,29 +40,51 @@ class Owners:
         self._hook = TemporalHook(temporal_conn_id)
         self._temporal: Any = None
         self.silent: dict[str, str] = {}
+        self._silent_since: dict[str, float] = {}
 
     async def ended(self, entry: RunStatus) -> FlowResult | None:
         """How the run of an entry ended; None: somebody goes on with it, or nobody can say."""
-        by, ask = ("Temporal", self._by_temporal) if "workflow_id" in entry.owner else ("Airflow", self._by_airflow)
-        if by in self.silent:
+        owner = entry.owner
+        is_temporal = "workflow_id" in owner
+        kind = (ITEM if "batch" in owner else WORKFLOW) if is_temporal else TASK
+        if not all(type(owner.get(name)) is wanted for name, wanted in kind.items()):
+            return None  # somebody else's entry
+        by, ask = ("Temporal", self._by_temporal) if is_temporal else ("Airflow", self._by_airflow)
+        now = asyncio.get_running_loop().time()
+        if now < self._silent_since.get(by, -AGAIN) + AGAIN:
             return None
         try:
-            return await ask(entry.owner)
+            ended = await ask(owner)
         except Exception as error:  # a database or a server may be away in many ways
             told = str(error) if isinstance(error, BelugaError) else f"{type(error).__name__}: {error}"
             self.silent[by] = f"{by} cannot be asked which runs go on: {told[:LONGEST]}"
+            if not isinstance(error, TemporalError) or isinstance(error, TemporalUnavailable):
+                self._silent_since[by] = now  # else it refused to speak of this run
             return None
+        self.silent.pop(by, None)
+        return ended
 
     async def _by_airflow(self, owner: Mapping[str, Any]) -> FlowResult | None:
         found = await asyncio.to_thread(_task, owner)
         if found is None or found[0] not in OVER:
+            return None
+        # the last task of a group is over as soon as a step has failed; this one undoes it then, and tells the end
+        undo = owner.get("undo")
+        if undo is not None and await self._goes_on({**owner, "task_id": undo}):
             return None
         state, returned = found
         task = f"its task {owner['task_id']!r} of DAG run {owner['run_id']!r} ended ({state})"
         if state == "success" and returned is not None:
             status = returned.get("status") if isinstance(returned, dict) else None
             return FlowResult(status=status if isinstance(status, str) else "completed")
-        return FlowResult(status="failed", error=f"{task}, and nobody told how the flow did: its worker was lost")
+        return FlowResult(
+            status="failed",
+            error=f"{task}, and nobody told how the flow did: its worker was lost, or somebody marked it",
+        )
+
+    async def _goes_on(self, owner: Mapping[str, Any]) -> bool:
+        found = await asyncio.to_thread(_task, owner)
+        return found is not None and found[0] not in OVER
 
     async def _by_temporal(self, owner: Mapping[str, Any]) -> FlowResult | None:
         from beluga_airflow.temporal.batch import Batch

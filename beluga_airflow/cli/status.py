@@ -152,7 +152,9 @@ class _Board:
                             said[change.key] = line
                             self._print(f"{datetime.now():%H:%M:%S}  {line}")  # noqa: DTZ005  # the reader's own clock
             except HistoryLost:
-                continue  # what is there now is all that is shown
+                # what is there now comes next, and is all that is shown
+                for key in [key for key in self._runs if key.startswith(prefix)]:
+                    del self._runs[key]
 
     def _taken(self, change: Change) -> str:
         """Take a change; what there is to say of it, in one line."""
@@ -187,6 +189,8 @@ class _Board:
                 now = await settled(self._store, key, self._owners.ended)
                 if now is not None:
                     self._runs[key] = now
+                else:
+                    self._runs.pop(key, None)
 
     async def _read_guards(self) -> None:
         with suppress(StateUnavailable):
@@ -220,7 +224,8 @@ class _Board:
         widths = [
             max(map(cell_len, column)) for column in zip(self._columns, *(map(str, row) for row in rows), strict=True)
         ]
-        # what may be long shares the room that the others leave
+        widths[2] = min(widths[2], max(self._console.width // 4, 7))  # names of steps may be long
+        # what else may be shares the room that the others leave
         room = self._console.width - sum(widths[1:5]) - 3 * len(widths)
         widths[0] = max(min(widths[0], room if len(widths) < len(COLUMNS) else room * 2 // 3), 1)
         if len(widths) == len(COLUMNS):

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -36,10 +37,12 @@ BEAT = 10.0
 """Seconds after which a run in one process writes although nothing is new; also the wait after a write failed."""
 SILENT = 30.0
 """Seconds without a sign after which such a run counts as lost."""
-PATIENCE = 2.0
-"""Seconds that a flow waits for one write of its status."""
+PATIENCE = 3.0
+"""Seconds that one write may take."""
+ENDING = 4.0
+"""Seconds that the end of a flow waits until its terminal status is written, all tries together."""
 END_TRIES = (0.2, 0.6, 1.2)
-"""Seconds between the tries to write the terminal status."""
+"""Seconds between these."""
 SWAPS = 50
 """How often a write may find that another one came first."""
 LONGEST, KEY_LENGTH = 500, 300
@@ -82,9 +85,9 @@ class RunOf:
         generation: of the run, as ``Identity`` has it.
         runtime: what runs it.
         total: how many steps the flow has; a run in one process says so itself.
-        started: when the run began; of two with one key the later one's status counts.
+        started: when the run (of a group: its DAG run) began; of two with one key the later one's status counts.
         owner: how to find out whether somebody has it still: a task of Airflow's (``dag_id``, ``run_id``, ``task_id``,
-            ``map_index``), a workflow (``workflow_id``, ``run_id``), or nothing.
+            ``map_index``, of a group ``undo``), a workflow (``workflow_id``, ``run_id``), or nothing.
     """
 
     key: str
@@ -187,6 +190,7 @@ class StatusWriter:
         store: where.
         of: the run.
         shared: whether others write this entry too, each what it knows; else its steps are all there are.
+        begins: seconds after which a run is told of first; one that ends sooner has its terminal status alone.
         pace: seconds between two writes in the background.
         beats: whether to write also when nothing is new.
         kept: seconds that the entry stays after it was written last; None: ``KEPT``.
@@ -198,6 +202,7 @@ class StatusWriter:
         of: RunOf,
         *,
         shared: bool = False,
+        begins: float = 0.0,
         pace: float = PACE,
         beats: bool = True,
         kept: float | None = None,
@@ -205,6 +210,7 @@ class StatusWriter:
         self._store = store
         self._of = of
         self._shared = shared
+        self._begins = begins
         self._pace = pace
         self._kept = KEPT if kept is None else kept
         self._beat = BEAT if beats else float("inf")
@@ -214,7 +220,8 @@ class StatusWriter:
         self._has_begun = shared
         self._noted = self._written = 0
         self._told_at = 0.0
-        self._telling: asyncio.Task[None] | None = None
+        self._background: asyncio.Task[None] | None = None
+        self._is_over = asyncio.Event()
 
     async def through(
         self, work: Callable[[], Awaitable[FlowResult]], progress: Progress, gives_up: Callable[[], bool]
@@ -227,11 +234,8 @@ class StatusWriter:
             gives_up: whether a cancellation ends the run, and not only this process.
         """
         self._of = replace(self._of, total=progress.shape.count)
-        self._steps = _standing(progress)
-        following: asyncio.Task[None] | None = None
+        self._background = asyncio.create_task(self._follow(progress))
         try:
-            await self._told(self._next)
-            following = asyncio.create_task(self._follow(progress))
             result = await work()
         except asyncio.CancelledError:
             if gives_up():
@@ -243,57 +247,75 @@ class StatusWriter:
                 failed = FlowResult(status="failed", error=f"{type(error).__name__}: {error}", steps=progress.ends)
                 await uncancelled(self.end(failed))
             raise
+        else:
+            await uncancelled(self.end(result))
+            return result
         finally:
-            if following is not None:
-                following.cancel()
-        await uncancelled(self.end(result))
-        return result
+            self._background.cancel()
 
     def note(self, steps: Mapping[str, str]) -> None:
         """Tell what steps do, in the background; whatever comes within ``pace`` is written in one go."""
         self._steps |= _own(steps)
         self._noted += 1
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell())
+        if self._background is None or self._background.done():
+            self._background = asyncio.create_task(self._tell())
 
     async def flush(self) -> None:
         """Write now what was noted and is not written yet."""
-        self._hush()
-        if self._noted > self._written:
-            await self._told(self._next)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await self._hushed()
+                if self._noted > self._written:
+                    await self._told(self._next)
 
     async def end(self, result: FlowResult) -> None:
         """Write the terminal status; tried for a few seconds."""
-        self._hush()
 
         def ended(entry: RunStatus | None) -> RunStatus | None:
             return self._ended(entry, result)
 
-        for wait in (*END_TRIES, None):
-            if await self._told(ended, quietly=wait is not None) or wait is None:
-                return
-            await asyncio.sleep(wait)
+        self._written = self._noted  # or it is told by this
+        try:
+            async with asyncio.timeout(ENDING):
+                await self._hushed()
+                for wait in END_TRIES:
+                    if await self._told(ended, quietly=True):
+                        return
+                    await asyncio.sleep(wait)
+                await self._told(ended)
+        except TimeoutError:
+            self._warn(f"no answer within {ENDING:g} s")
 
     async def _follow(self, progress: Progress) -> None:
-        clock = asyncio.get_running_loop().time
+        if self._begins and not await self._goes_on(self._begins):
+            return
+        clock, is_told = asyncio.get_running_loop().time, False
         while True:
-            await asyncio.sleep(self._pace)
             steps = _standing(progress)
-            if steps == self._steps and clock() - self._told_at < self._beat:
-                continue
-            self._steps = steps
-            if not await self._told(self._next):
-                await asyncio.sleep(BEAT)
+            if not is_told or steps != self._steps or clock() - self._told_at >= self._beat:
+                self._steps = steps
+                is_told = await self._told(self._next)
+            if not await self._goes_on(self._pace if is_told else BEAT):
+                return
 
     async def _tell(self) -> None:
         while self._noted > self._written:
             if not await self._told(self._next):
                 return
-            await asyncio.sleep(self._pace)
+            await self._goes_on(self._pace)
 
-    def _hush(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
+    async def _goes_on(self, seconds: float) -> bool:
+        """Wait so long; whether there is more to be told in the background then."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._is_over.wait()
+        return not self._is_over.is_set()
+
+    async def _hushed(self) -> None:
+        """End what is told in the background: a write under way is not cut off, as it may have been made."""
+        self._is_over.set()
+        if self._background is not None:
+            await asyncio.wait([self._background])
 
     async def _told(self, change: Callable[[RunStatus | None], RunStatus | None], *, quietly: bool = False) -> bool:
         """Write what ``change`` makes of the entry; whether the store took it."""
@@ -305,11 +327,13 @@ class StatusWriter:
         except Exception as error:  # whatever it is, the flow goes on
             self._known = None
             if not quietly:
-                why = error if str(error) else f"no answer within {PATIENCE:g} s"
-                log.warning("the status of flow run %r is not written: %s; the flow goes on", self._of.key, why)
+                self._warn(str(error) or f"no answer within {PATIENCE:g} s")
             return False
         self._has_begun, self._written = True, noted
         return True
+
+    def _warn(self, why: str) -> None:
+        log.warning("the status of flow run %r is not written: %s; the flow goes on", self._of.key, why)
 
     async def _swap(self, change: Callable[[RunStatus | None], RunStatus | None]) -> None:
         key = self._of.key
@@ -350,19 +374,12 @@ class StatusWriter:
         if entry is not None and (entry.run, entry.generation) == (of.run, of.generation):
             return entry
         if entry is not None:
-            is_later = entry.generation > of.generation if entry.run == of.run else entry.started > of.started
-            if is_later:
+            same = entry.run == of.run
+            if entry.generation > of.generation if same else (entry.started, entry.run) > (of.started, of.run):
                 return None
-        return RunStatus(
-            status="running",
-            runtime=of.runtime,
-            run=of.run,
-            generation=of.generation,
-            total=of.total,
-            started=of.started,
-            updated="",
-            owner=dict(of.owner),
-        )
+        known = asdict(of)
+        del known["key"]
+        return RunStatus(status="running", updated="", **known)
 
 
 def _since(when: str) -> float:

@@ -115,10 +115,11 @@ class MemberOperator(InTaskOperator):
     @asynccontextmanager
     async def status(self, context: Context) -> AsyncIterator[StatusWriter]:
         """What tells of the run; each task of the group tells its part."""
-        from beluga_airflow.execute.status import RunOf, StatusWriter, status_key
+        from beluga_airflow.execute.status import RunOf, StatusWriter, moment, status_key
         from beluga_airflow.hooks.backends import AirflowBackends
 
         dag_id, run_id, _, index = run_parts(context)
+        undo = {} if self.members.undo is None else {"undo": self.members.undo}
         of = RunOf(
             key=status_key(self.flow.name, self.identity(context, 0).scope),
             run=Identity.of(dag_id, run_id, self.members.group_id, index).scope,
@@ -126,7 +127,9 @@ class MemberOperator(InTaskOperator):
             generation=int(getattr(context["dag_run"], "clear_number", None) or 0),
             runtime="tasks",
             total=self.shape.count,
-            owner=owner_of(context, self.members.result),
+            # of all tasks, too: else two DAG runs with one business key would take the entry from each other
+            started=moment(context["dag_run"].start_date),
+            owner=owner_of(context, self.members.result) | undo,
         )
         async with AirflowBackends() as backends:
             status = StatusWriter(await backends.store(self.state_conn_id), of, shared=True)

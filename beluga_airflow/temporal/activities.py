@@ -39,11 +39,13 @@ from beluga_airflow.temporal.messages import (
     run_name,
 )
 
-__all__ = ["Activities", "Backends"]
+__all__ = ["Activities", "Backends", "failures", "heartbeat"]
 
 log = logging.getLogger(__name__)
 
 
+ITEM_BEGINS = 1.0
+"""Seconds after which an item is told of first: of many short ones each write costs as much as the rest."""
 ITEM_PACE = 10.0
 """Seconds between two writes of what the steps of an item do."""
 ITEM_KEPT = 3 * 86_400.0
@@ -79,10 +81,10 @@ class Activities:
         """One attempt of one step of a flow."""
         retry = Retry.from_json(call.retry)
         number = activity.info().attempt
-        with _failures(retry, number):
+        with failures(retry, number):
             place = Place.from_json(call.place)
             flow = _flow(call.path, place.step)
-            async with _heartbeat():
+            async with heartbeat():
                 resources = await self._resources(call)
                 if not place.sources[place.step]:
                     await resources.ready_for(flow)
@@ -111,12 +113,12 @@ class Activities:
     async def undo(self, call: StepCall) -> None:
         """One attempt to undo a finished step of a flow that failed."""
         number = activity.info().attempt
-        with _failures(Retry.from_json(call.retry), number):
+        with failures(Retry.from_json(call.retry), number):
             place = Place.from_json(call.place)
             flow = _flow(call.path, place.step)
             _check_undoing(flow, call.path, place.step)
             states = States(flow, place.sources, call.inputs, call.outputs)
-            async with _heartbeat():
+            async with heartbeat():
                 await undo(
                     flow, place.step, states=states, identity=_identity(call), timeout=call.timeout, number=number
                 )
@@ -124,7 +126,7 @@ class Activities:
     @activity.defn(name=MERGE_ACTIVITY)
     async def merge(self, call: StepCall) -> dict[str, Any]:
         """The merged data before a finish point that was skipped."""
-        with _failures(Retry.from_json(call.retry), activity.info().attempt):
+        with failures(Retry.from_json(call.retry), activity.info().attempt):
             place = Place.from_json(call.place)
             flow = _flow(call.path, place.step)
             return States(flow, place.sources, call.inputs, call.outputs).before(place.step)
@@ -132,7 +134,7 @@ class Activities:
     @activity.defn(name=PREPARE_ACTIVITY)
     async def prepare(self, call: ItemCall) -> None:
         """See, before a batch begins, that this worker has its flow, its items, and a way to the models it asks."""
-        with _failures(ITEM_RETRY, activity.info().attempt):
+        with failures(ITEM_RETRY, activity.info().attempt):
             flow = load_flow(call.path)
             resources = await self._resources(call)
             for client in await resources.ready_for(flow):
@@ -142,8 +144,8 @@ class Activities:
     @activity.defn(name=ITEM_ACTIVITY)
     async def item(self, call: ItemCall) -> str:
         """Run the whole flow for one item and store how it ended; returns the status."""
-        with _failures(ITEM_RETRY, activity.info().attempt):
-            async with _heartbeat():
+        with failures(ITEM_RETRY, activity.info().attempt):
+            async with heartbeat():
                 resources = await self._resources(call)
                 batch = Batch(resources.state, call.batch)
                 ended = await batch.ended(call.index)
@@ -167,8 +169,9 @@ class Activities:
                     # of the code that runs here: outcomes of another shape would lead past its steps
                     checkpoint=batch.checkpoint(call.index, flow.check().fingerprint),
                     gives_up=_cancelled_by_user,
-                    # of many items most end before there is more to write than their beginning and their end
-                    status=StatusWriter(resources.state, of, pace=ITEM_PACE, beats=False, kept=ITEM_KEPT),
+                    status=StatusWriter(
+                        resources.state, of, begins=ITEM_BEGINS, pace=ITEM_PACE, beats=False, kept=ITEM_KEPT
+                    ),
                 )
                 await batch.end(item, result)
                 return result.status
@@ -233,7 +236,7 @@ def _check_undoing(flow: Flow, path: str, step: str) -> None:
 
 
 @contextmanager
-def _failures(retry: Retry, number: int) -> Iterator[None]:
+def failures(retry: Retry, number: int) -> Iterator[None]:
     """Errors leave an activity as Temporal wants them, with the judgement and the wait of the step's own ``Retry``."""
     try:
         yield
@@ -256,7 +259,7 @@ def _cancelled_by_user() -> bool:
 
 
 @asynccontextmanager
-async def _heartbeat() -> AsyncIterator[None]:
+async def heartbeat() -> AsyncIterator[None]:
     """Tell the server, all the while, that this worker lives; that is also how a cancellation gets here."""
     timeout = activity.info().heartbeat_timeout
     if timeout is None:

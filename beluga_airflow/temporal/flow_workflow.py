@@ -58,7 +58,7 @@ MOST_ATTEMPTS = 2**31 - 1
 WAITS = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 GOES_ON = workflow.ActivityCancellationType.TRY_CANCEL
 STATUS = "status"
-TELLING = timedelta(seconds=20)
+TELLING = timedelta(seconds=12)
 """How long a flow waits until its terminal status is written."""
 LONGEST_TOLD = 500
 """Characters of an error that it is given."""

@@ -12,17 +12,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from beluga_airflow import Chain, run
+from beluga_airflow.cli.owners import Owners
+from beluga_airflow.cli.status import _Board
+from beluga_airflow.errors import HistoryLost
 from beluga_airflow.execute.settling import settled
 from beluga_airflow.execute.status import RunStatus, moment
+from beluga_airflow.state import Change
+from beluga_airflow.state.memory import MemoryStore
 from beluga_airflow.state.sqlite import SqliteStore
 from tests.running import ONCE, nothing
 from tests.task_group.running import runs_of
@@ -128,6 +134,43 @@ async def test_it_shows_runs_and_guards(store: SqliteStore, environment: dict[st
     await store.close()
 
 
+@pytest.mark.parametrize("width", [30, 80, 120])
+async def test_the_name_of_a_step_leaves_room_for_the_run(
+    store: SqliteStore, environment: dict[str, str], width: int
+) -> None:
+    await store.set("beluga/flows/shop/order-1", lost(updated=moment(), steps={"deliver." * 12 + "pack": "running"}))
+    out = await asyncio.to_thread(shown, environment, COLUMNS=str(width))
+    assert ("shop/order" if width > 60 else "shop/o") in out
+    assert "running" in out
+    assert "0/1 " in out or width < 60
+    await store.close()
+
+
+async def test_a_reader_forgets_what_a_store_without_its_history_has_not_any_more() -> None:
+    class Restarted(MemoryStore):
+        """A store that was restarted, and has lost what it had, while somebody watched."""
+
+        watches = 0
+
+        async def watch(self, key: str, **options: Any) -> AsyncGenerator[Change]:
+            self.watches += 1
+            if self.watches == 1:
+                await self.delete("beluga/flows/shop/old")
+                await self.set("beluga/flows/shop/new", lost())
+                raise HistoryLost("it was restarted")
+            async for change in super().watch(key, **options):
+                yield change
+
+    store = Restarted()
+    await store.set("beluga/flows/shop/old", lost(updated=moment()))
+    board = _Board(store, Owners(store, "none"), Console(), flow=None, limit=5)
+    await board.read()
+    task = asyncio.create_task(board._follow("beluga/flows/"))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    assert list(board._runs) == ["beluga/flows/shop/new"]
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [
@@ -136,7 +179,7 @@ async def test_it_shows_runs_and_guards(store: SqliteStore, environment: dict[st
             "sqlite:////proc/none/state.db",
             "beluga status: the state store sqlite:////proc/none/state.db cannot be used",
         ),
-        ("ftp://x", "beluga status: no state store serves a URL that begins with 'ftp'"),
+        ("ftp://x", "beluga status: what connection 'beluga_state_default' names cannot be used"),
     ],
 )
 def test_a_store_that_cannot_be_reached_is_said(environment: dict[str, str], url: str, why: str) -> None:
@@ -279,7 +322,7 @@ async def test_in_a_pipe_it_prints_a_line_for_each_change(store: SqliteStore, en
         process.send_signal(signal.SIGINT)
         left, errors = await asyncio.to_thread(process.communicate)
     assert [line.split(maxsplit=1)[1].strip() for line in lines if line.strip()] == [
-        "shop/o-1  running  0/2",
+        "shop/o-1  running  0/2 check",
         "shop/o-1  running  1/2 pay",
         "shop/o-1  completed  2/2",
     ]

@@ -192,6 +192,65 @@ async def test_a_store_that_is_away_neither_fails_a_flow_nor_holds_it_up(
     assert [record.message for record in caplog.records] == [told, told]
 
 
+async def test_a_store_that_never_answers_holds_a_flow_up_for_a_moment_only() -> None:
+    began = time.monotonic()
+    flow = Chain("shop").add_step("only", lambda data: time.sleep(0.5))
+    assert (await running(flow, StatusWriter(Away(hangs=True), of()))).ok
+    assert time.monotonic() - began < 0.5 + status.ENDING + 0.5
+
+
+async def test_a_task_that_tells_its_part_does_not_wait_longer_than_for_one_write() -> None:
+    began = time.monotonic()
+    for ends in (False, True):
+        writer = StatusWriter(Away(hangs=True), of(), shared=True)
+        writer.note({"only": "failed"})
+        if ends:
+            await writer.end(FlowResult(status="failed"))
+        await writer.flush()
+    assert time.monotonic() - began < status.PATIENCE + status.ENDING + 0.5
+
+
+class Slow(MemoryStore):
+    """A store that takes its time for everything."""
+
+    async def get_versioned(self, key: str) -> Any:
+        await asyncio.sleep(0.3)
+        return await super().get_versioned(key)
+
+    async def compare_and_swap(self, *args: Any, **kwargs: Any) -> int | None:
+        await asyncio.sleep(0.3)
+        return await super().compare_and_swap(*args, **kwargs)
+
+
+async def test_a_flow_does_not_wait_for_a_slow_store_but_in_the_end() -> None:
+    store, flow = Slow(), Chain("shop").add_step("only", lambda data: time.sleep(0.4))
+    async with watched(store) as seen:
+        began = time.monotonic()
+        await running(flow, StatusWriter(store, of()))
+        took = time.monotonic() - began
+    assert [now.status for _, now in seen] == ["running", "completed"]
+    assert took < 0.4 + 0.3 + 0.2
+
+
+async def test_a_flow_that_is_cancelled_while_its_end_is_told_has_ended_as_it_did() -> None:
+    store = Slow()
+    task = asyncio.create_task(running(Chain("shop").add_step("only", nothing), StatusWriter(store, of())))
+    await asyncio.sleep(0.4)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert (await entry(store)).status == "completed"
+
+
+@pytest.mark.parametrize(("takes", "told"), [(0.0, ["completed"]), (0.4, ["running", "completed"])])
+async def test_a_short_run_may_be_told_of_in_the_end_alone(takes: float, told: list[str]) -> None:
+    store, flow = MemoryStore(), Chain("shop").add_step("only", lambda data: time.sleep(takes))
+    async with watched(store) as seen:
+        await running(flow, StatusWriter(store, of(), begins=0.2))
+    assert [now.status for _, now in seen] == told
+    assert seen[-1][1].steps == {"only": "completed"}
+
+
 async def test_the_end_is_tried_again() -> None:
     store = Away(calls=3)  # the beginning, and the end twice
     assert (await running(Chain("shop").add_step("only", nothing), StatusWriter(store, of()))).ok
@@ -257,6 +316,17 @@ async def test_of_two_runs_with_one_key_the_later_one_counts() -> None:
     await running(flow, StatusWriter(store, of(run="late", started=late)))
     await running(flow, StatusWriter(store, of(run="early again", started=early)))
     assert (await entry(store)).run == "late"
+
+
+async def test_two_runs_that_began_at_once_do_not_take_the_entry_from_each_other() -> None:
+    store, now = MemoryStore(), moment()
+    writers = [StatusWriter(store, of(run=run, started=now), shared=True) for run in "ba"]
+    async with watched(store) as seen:
+        for _ in range(3):
+            for writer in writers:
+                writer.note({"x": "running"})
+                await writer.flush()
+    assert {told.run for _, told in seen} == {"b"}
 
 
 async def test_a_run_that_was_held_to_be_lost_has_the_last_word() -> None:

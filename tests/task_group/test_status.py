@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from beluga_airflow.execute.status import RunStatus
+from beluga_airflow.execute.status import RunStatus, moment
+from beluga_airflow.testing import operator_runner
 from tests.statuses import terminal, told_in
 from tests.task_group import sample_flows as flows
 from tests.task_group.test_ends import failed, shop
@@ -124,6 +126,26 @@ def test_a_flow_that_is_not_at_its_end_has_failed(tasks_of: Any, told: Any) -> N
     tasks.run("result")
     assert told()[-1].status == "failed"
     assert "is not at its end" in str(told()[-1].error)
+
+
+def test_two_groups_with_one_key_at_once_do_not_take_the_entry_from_each_other(
+    tasks_of: Any, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, dag_run_of = datetime.now(UTC), operator_runner._dag_run
+    monkeypatch.setattr(
+        operator_runner, "_dag_run", lambda *args: dag_run_of(*args).model_copy(update={"start_date": now})
+    )
+    tasks = tasks_of(flows.linear, inputs={"case": "twice", "order_id": "o-1"}, key="order_id")
+    for step in ("validate", "charge", "result"):
+        for tasks.map_index in (1, 0):
+            tasks.run(step)
+    assert {status.run for status in told()} == {"orders/test-run/g/1"}
+    assert (told()[-1].status, told()[-1].started) == ("completed", moment(now))
+
+
+def test_a_group_that_undoes_has_both_last_tasks(tasks_of: Any, told: Any) -> None:
+    tasks_of(shop, inputs={"case": "both"}).run("reserve")
+    assert (told()[-1].owner["task_id"], told()[-1].owner["undo"]) == ("g.result", "g.undo")
 
 
 def test_a_clear_begins_anew(tasks_of: Any, told: Any, ends: Any) -> None:
