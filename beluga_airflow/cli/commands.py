@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
 from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand, lazy_load_command, positive_int
+
+from beluga_airflow.llm import model_options
 
 __all__ = ["get_commands"]
 
@@ -62,9 +62,10 @@ def get_commands() -> list[CLICommand]:
                 ),
                 ActionCommand(
                     name="model-server",
-                    help="Run a local server that simulates a model by rules",
+                    help=model_options.HELP,
+                    description=model_options.DESCRIPTION,
                     func=lazy_load_command("beluga_airflow.cli.model_server.model_server"),
-                    args=(Arg(("arguments",), nargs=argparse.REMAINDER, help="--host --port --rules --latency"),),
+                    args=tuple(Arg((flag,), **about) for flag, about in model_options.OPTIONS),
                 ),
             ],
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 
-from beluga_airflow.llm.model_server import main
+from beluga_airflow.llm.model_server import run
 
 __all__ = ["model_server"]
 
 
 def model_server(arguments: Namespace) -> None:
     """Serve until told to stop."""
-    sys.exit(main(arguments.arguments))
+    sys.exit(run(arguments))

@@ -1,4 +1,4 @@
-"""What the model server is asked: chat requests, checked as OpenAI checks them, and failures to play."""
+"""What the model server is asked: chat requests, checked as OpenAI checks them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]  # it has no types
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError, field_validator
 
 Schema = dict[str, Any]
 T = TypeVar("T")
+
+
+ANY_OBJECT: Schema = {"type": "object"}
 
 
 class RefusedRequest(Exception):  # never leaves this room, where it becomes a reply
@@ -33,6 +36,7 @@ class RefusedRequest(Exception):  # never leaves this room, where it becomes a r
         self.param = param
 
 
+MOST_TOP_LOGPROBS = 20
 _MOST_LEVELS = 50  # of a schema; beyond a hundred or so its check would overflow the stack
 _OPENING = re.compile(r"<<<DATA ([0-9A-Za-z]+)>>>")
 
@@ -107,6 +111,8 @@ class ChatRequest(BaseModel):
     model: str = Field(min_length=1)
     messages: list[_Message] = Field(min_length=1)
     response_format: _Format | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
     n: int | None = None
     stream: bool | None = None
 
@@ -127,12 +133,35 @@ class ChatRequest(BaseModel):
         request = validated(TypeAdapter(cls), body)
         if isinstance(form := request.response_format, _JsonSchemaFormat):
             _check_schema(form.json_schema)
+        if request.top_logprobs is not None and not request.logprobs:
+            raise RefusedRequest(
+                "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
+                code="invalid_value",
+                param="top_logprobs",
+            )
         return request
 
     @property
     def prompt(self) -> Prompt:
         """What the user asks."""
         return Prompt.read([message.text for message in self.messages if message.role == "user"])
+
+    @property
+    def system(self) -> str:
+        """What the model was told to be."""
+        return "\n\n".join(message.text for message in self.messages if message.role in ("system", "developer"))
+
+    @property
+    def told(self) -> list[str]:
+        """Everything in the messages that may be of others: what is from a data block on, or else the last message."""
+        texts = [message.text for message in self.messages if message.role not in ("system", "developer")]
+        blocks = [text[opening.start() :] for text in texts if (opening := _OPENING.search(text))]
+        return blocks or texts[-1:]
+
+    @property
+    def asks_for_json_schema(self) -> bool:
+        """Whether the answer shall fit a JSON schema."""
+        return isinstance(self.response_format, _JsonSchemaFormat)
 
     @property
     def length(self) -> int:
@@ -146,7 +175,7 @@ class ChatRequest(BaseModel):
             case _JsonSchemaFormat(json_schema=json_schema):
                 return json_schema.asked
             case _JsonObject():
-                return {"type": "object"}
+                return ANY_OBJECT
         return None
 
 
@@ -212,61 +241,3 @@ def _strict_faults(schema: object) -> Iterator[str]:
     parts = [*properties.values(), *schema.get("$defs", {}).values(), schema.get("items")]
     for part in [*parts, *schema.get("anyOf", []), *schema.get("oneOf", []), *schema.get("allOf", [])]:
         yield from _strict_faults(part)
-
-
-class _Failure(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    times: int = Field(default=1, ge=1)
-
-
-class Plain(_Failure):
-    """No answer, half of one, one that the content filter took, or an empty one."""
-
-    kind: Literal["reset", "half_body", "content_filter", "empty"]
-
-
-class Status(_Failure):
-    """An HTTP error."""
-
-    kind: Literal["status"]
-    status: int = Field(default=500, ge=400, le=599)
-    headers: dict[
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")], Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]
-    ] = {}
-    code: str | None = None
-    message: str = "The simulation was told to fail."
-
-
-class NotJson(_Failure):
-    """A 200 that is no completion, as a proxy may give it."""
-
-    kind: Literal["not_json"]
-    text: str = "<html><body>Bad gateway</body></html>"
-    content_type: Literal["text/html", "text/plain", "application/json"] = "text/html"
-
-
-class BadAnswer(_Failure):
-    """Content that does not fit the schema."""
-
-    kind: Literal["bad_answer"]
-    text: str = '{"answer": {"not": "asked for"}}'
-
-
-class Refusal(_Failure):
-    """The model declines."""
-
-    kind: Literal["refusal"]
-    text: str = "I'm sorry, I can't assist with that request."
-
-
-class Slow(_Failure):
-    """An answer after `delay` seconds more."""
-
-    kind: Literal["slow"]
-    delay: float = Field(default=1.0, ge=0, le=3600)
-
-
-Failure = Annotated[Plain | Status | NotJson | BadAnswer | Refusal | Slow, Field(discriminator="kind")]
-FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)
-FAILURES: TypeAdapter[list[Failure]] = TypeAdapter(list[Failure])

@@ -1,13 +1,13 @@
 """What the model server answers: by rules, or where none matches by a default that fits the request's schema.
 
-A rules file (YAML, or JSON by its suffix) is a list; the first rule that matches answers::
+The first rule that matches answers::
 
     - question: How should this order be handled?     # optional: a part of the text around the data
       when:                                           # optional: every key must hold
         customer_tier: gold
         order_value: {gte: 200, lt: 1000}
         country: {in: [France, Spain]}
-      answer: expedite
+      answer: expedite                                # or: probabilities: {expedite: 0.7, standard: 0.3}
       reason: a large order of a gold customer        # optional
 
 A key that the data lacks never matches. ``gt``, ``gte``, ``lt`` and ``lte`` compare a number with a number or
@@ -16,14 +16,16 @@ with text that is one (a decimal travels as text), and text with text; the other
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types
 from pydantic import (
     AfterValidator,
@@ -37,9 +39,9 @@ from pydantic import (
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from beluga_airflow.errors import InvalidSetting
-from beluga_airflow.llm.model_requests import Prompt, RefusedRequest, Schema
+from beluga_airflow.llm.model_requests import ANY_OBJECT, Prompt, RefusedRequest, Schema
 
+SUM_WITHIN = 1e-9
 DEFAULT_REASON = "a default of the simulation: no rule matched"
 
 
@@ -111,6 +113,16 @@ class Comparison(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         return all(_COMPARATORS[name](value, getattr(self, name)) for name in self.model_fields_set)
 
 
+def _scalar_keys(value: object) -> object:
+    for key in value if isinstance(value, Mapping) else ():
+        if not isinstance(key, str | bool | int | float | None):
+            raise ValueError("an answer here must be text, true, false, null or a number")
+    return value
+
+
+Probabilities = Annotated[dict[Any, Annotated[float, Field(ge=0, le=1)]], BeforeValidator(_scalar_keys)]
+
+
 def _as_comparison(value: object) -> object:
     return value if isinstance(value, Mapping | Comparison) else {"eq": value}
 
@@ -121,14 +133,43 @@ class Rule(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     Args:
         when: data key to the value it must have, or to comparators (an object is compared by ``eq``).
         question: text that the prompt contains outside its data.
-        answer: the decision's ``answer``; the whole content where the schema has no such property.
+        answer: the decision's ``answer``; the whole content where the schema has no such property. With
+            `probabilities` it is one of them, unless given the first of the most probable.
         reason: the decision's ``reason``.
+        probabilities: how probable each answer was. Text that the schema does not allow, but would as JSON
+            (``"true"``), is taken as JSON.
+        outside: how probable other answers were, which the schema does not allow. The sum of all is 1.
     """
 
     when: dict[str, Annotated[Comparison, BeforeValidator(_as_comparison)]] = {}
     question: str = ""
     answer: JsonValue
     reason: str | None = None
+    probabilities: Probabilities = {}
+    outside: Probabilities = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _most_probable(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or "answer" in raw:
+            return raw
+        given = raw.get("probabilities")
+        if not isinstance(given, Mapping) or not given:
+            return raw
+        return {**raw, "answer": max(given, key=lambda answer: _as_number(given[answer]) or 0.0)}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not self.probabilities:
+            if self.outside:
+                raise ValueError("outside needs probabilities; give those of the answers that are allowed too")
+            return self
+        whole = math.fsum([*self.probabilities.values(), *self.outside.values()])
+        if abs(whole - 1) > SUM_WITHIN:
+            raise ValueError(f"the probabilities (with outside) sum to {whole:.12g}; make their sum 1")
+        if isinstance(self.answer, dict | list) or not self.probabilities.get(self.answer):
+            raise ValueError("the answer is none of the probabilities above 0; name one of them, or leave it out")
+        return self
 
     def matches(self, prompt: Prompt) -> bool:
         """Whether this rule answers `prompt`."""
@@ -137,72 +178,141 @@ class Rule(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         )
 
 
-def load_rules(source: str | Path | Iterable[Rule | Mapping[str, Any]]) -> tuple[Rule, ...]:
-    """The rules in a file, or in Python objects.
-
-    Raises:
-        InvalidSetting: the file cannot be read, or a rule is wrong; names the file, the rule and the field.
-    """
-    if not isinstance(source, str | Path):
-        return _checked(list(source), where="the given rules")
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InvalidSetting(f"{path}: the rules of the model server cannot be read: {error}") from error
-    return _checked(raw, where=str(path))
-
-
-def _checked(raw: object, *, where: str) -> tuple[Rule, ...]:
-    if not isinstance(raw, list):
-        raise InvalidSetting(f"{where}: rules must be a list, not {type(raw).__name__}; begin each with '- '")
-    rules, faults = [], []
-    for number, item in enumerate(raw, 1):
-        try:
-            rules.append(Rule.model_validate(item))
-        except ValidationError as error:
-            faults += [f"{where}, rule {number}, {fault}" for fault in describe(error)]
-    if faults:
-        raise InvalidSetting("\n".join(faults))
-    return tuple(rules)
-
-
 def describe(error: ValidationError) -> list[str]:
     """One ``field.path: what is wrong`` for each fault, without the values."""
     return [
         f"{'.'.join(map(str, fault['loc'])) or 'as a whole'}: {fault['msg']}"
+        + ("; correct its name or leave it out" if fault["type"] == "extra_forbidden" else "")
         for fault in error.errors(include_url=False, include_input=False)
     ]
 
 
-def content_for(rules: Iterable[Rule], prompt: Prompt, schema: Schema | None) -> str:
-    """The content of the model's message: JSON text that fits `schema`, plain text where there is none.
+Wording = Literal["answer", "json", "block", "prose"]
+"""How a model puts an answer that no schema holds: bare, as JSON, as JSON in a block of Markdown, or in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """The content of the model's message, and what it might have been.
+
+    Args:
+        text: JSON that fits the schema, plain text where there is none.
+        probabilities: of every text that it might have been, itself included.
+    """
+
+    text: str
+    probabilities: Mapping[str, float]
+
+    @classmethod
+    def sure(cls, text: str) -> Self:
+        """Content that could have been nothing else."""
+        return cls(text=text, probabilities={text: 1.0})
+
+
+def content_for(rules: Iterable[Rule], prompt: Prompt, schema: Schema | None, wording: Wording = "answer") -> Content:
+    """What the first rule that matches answers, or a default.
 
     Raises:
         RefusedRequest: the matching rule's answer, or the default, does not fit the schema.
     """
     number, rule = next(((n, rule) for n, rule in enumerate(rules, 1) if rule.matches(prompt)), (0, None))
-    reason = DEFAULT_REASON if rule is None else rule.reason or f"rule {number} of the simulation"
-    if schema is None:
-        answer = reason if rule is None else rule.answer
-        return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
     if rule is None:
-        given: dict[str, JsonValue] = {"reason": reason}
-        misfit = "the simulation has no default for this schema; write a rule that answers it"
-    else:
-        given = {"answer": rule.answer, "reason": reason}
-        misfit = (
-            f"rule {number} of the simulation gives an answer that the request's schema does not allow; "
-            "mend the rule, or give it a `question` so that it answers no other question"
-        )
-    if "answer" in schema.get("properties", {}):
-        content = _minimal(schema, given=given)
-    else:
-        content = rule.answer if rule else _minimal(schema, given={})
+        return Content.sure(_default(schema, wording))
+    reason = rule.reason or f"rule {number} of the simulation"
+
+    def written(answer: JsonValue, *, allowed: bool = True) -> str:
+        if schema is None:
+            return worded(answer, reason, wording)
+        content, fault = _fitting(answer, reason, schema)
+        if fault and allowed:
+            raise _cannot_answer(
+                f"rule {number} of the simulation gives an answer that the request's schema does not allow; "
+                f"mend the rule, or give it a `question` so that it answers no other question ({fault})"
+            )
+        return json.dumps(content, ensure_ascii=False)
+
+    if not rule.probabilities:
+        return Content.sure(written(rule.answer))
+    allowed = [(written(answer), probability) for answer, probability in rule.probabilities.items()]
+    outside = [(written(answer, allowed=False), probability) for answer, probability in rule.outside.items()]
+    probabilities: Counter[str] = Counter()
+    for text, probability in [*allowed, *outside]:
+        probabilities[text] += probability  # type: ignore[assignment]  # a Counter counts floats as well
+    return Content(text=written(rule.answer), probabilities=probabilities)
+
+
+def _default(schema: Schema | None, wording: Wording) -> str:
+    if schema is None:
+        return DEFAULT_REASON if wording == "answer" else worded(None, DEFAULT_REASON, wording)
+    is_decision = "answer" in schema.get("properties", {})
+    content = _minimal(schema, given={"reason": DEFAULT_REASON} if is_decision else {})
     if fault := _fault(content, schema):
-        raise _cannot_answer(f"{misfit} ({fault})")
+        raise _cannot_answer(f"the simulation has no default for this schema; write a rule that answers it ({fault})")
     return json.dumps(content, ensure_ascii=False)
+
+
+def worded(answer: JsonValue, reason: str, wording: Wording) -> str:
+    """An answer that no schema holds."""
+    bare = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    whole = json.dumps({"answer": answer, "reason": reason}, ensure_ascii=False)
+    match wording:
+        case "answer":
+            return bare
+        case "json":
+            return whole
+        case "block":
+            return f"Here is my decision:\n\n```json\n{whole}\n```\n"
+    return f"I would say: {bare}. {reason}"
+
+
+def unchecked(answer: JsonValue, reason: str, schema: Schema | None, wording: Wording) -> str:
+    """An answer in the place that a schema has for it, whether or not it fits there."""
+    if schema is None:
+        return worded(answer, reason, wording)
+    places = schema.get("properties", {"answer": {}, "reason": {}})
+    if "answer" not in places:
+        return json.dumps(answer, ensure_ascii=False)
+    if (
+        isinstance(answer, str)
+        and isinstance(place := places["answer"], dict)
+        and place.get("type") in ("boolean", "integer", "number")
+    ):
+        with contextlib.suppress(ValueError):
+            answer = json.loads(answer)
+    given = {"answer": answer, "reason": reason}
+    return json.dumps({name: given[name] for name in given if name in places}, ensure_ascii=False)
+
+
+def _fitting(answer: JsonValue, reason: str, schema: Schema) -> tuple[JsonValue, str | None]:
+    """The content with the answer, taken as JSON where only that fits, and why it does not fit the schema."""
+    content = _enveloped(_as_offered(answer, schema), reason, schema)
+    fault = _fault(content, schema)
+    if fault and isinstance(answer, str):
+        try:
+            meant = _enveloped(json.loads(answer), reason, schema)
+        except (ValueError, RecursionError):
+            return content, fault
+        if not _fault(meant, schema):
+            return meant, None
+    return content, fault
+
+
+def _as_offered(answer: JsonValue, schema: Schema) -> JsonValue:
+    """The answer, behind the sign that the schema offers it with: ``A: expedite`` for ``expedite``."""
+    place = schema.get("properties", {}).get("answer")
+    several = place.get("enum") if isinstance(place, dict) else None
+    if not isinstance(answer, str) or not isinstance(several, list) or answer in several:
+        return answer
+    return next((text for text in several if isinstance(text, str) and text.partition(": ")[2] == answer), answer)
+
+
+def _enveloped(answer: JsonValue, reason: str, schema: Schema) -> JsonValue:
+    if "answer" in schema.get("properties", {}):
+        enveloped: JsonValue = _minimal(schema, given={"answer": answer, "reason": reason})
+        return enveloped
+    if schema == ANY_OBJECT and not isinstance(answer, dict):
+        return {"answer": answer, "reason": reason}
+    return answer
 
 
 def _cannot_answer(message: str) -> RefusedRequest:

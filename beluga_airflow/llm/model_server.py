@@ -1,16 +1,17 @@
 """A simulated language model: a local server that speaks OpenAI's chat completions over HTTP.
 
-It answers by rules (see ``model_rules``), counts its calls, keeps what it was asked, and fails as real
-endpoints do when told to. In a test::
+It answers by rules (see ``model_rules``), with log-probabilities if asked for them, can do as much or as little as
+real endpoints can (see ``model_setup``), counts its calls, keeps what it was asked, and has troubles as real endpoints
+have them when told to (see ``model_troubles``). In a test::
 
     async with ModelServer(rules=[{"when": {"customer_tier": "gold"}, "answer": "expedite"}]) as server:
         server.fail("status", status=429, headers={"retry-after-ms": "10"})
         ...  # a client of server.base_url
         assert server.calls == 2
 
-As a process: ``python -m beluga_airflow.llm.model_server --port 8400 --rules rules.yaml``. Besides the API it
-serves ``GET /health``, ``GET /calls`` (the counts), ``POST /failures`` (such as ``[{"kind": "reset"}]``) and
-``POST /reset``; these ask for no key.
+As a process: ``airflow beluga model-server --port 8400 --rules rules.yaml``. Besides the API it serves
+``GET /health``, ``GET /calls`` (the counts; ``?by=model`` and ``?by=connection`` of each), ``POST /failures`` (such as
+``[{"kind": "reset"}]``) and ``POST /reset``; these ask for no key.
 """
 
 from __future__ import annotations
@@ -22,47 +23,50 @@ import json
 import math
 import os
 import signal
-import socket
-import struct
 import sys
-import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from aiohttp import web
 from pydantic import JsonValue, ValidationError
 
 from beluga_airflow.errors import InvalidSetting
-from beluga_airflow.llm.model_requests import (
-    FAILURE,
-    FAILURES,
-    BadAnswer,
-    ChatRequest,
-    Failure,
+from beluga_airflow.llm.model_obedience import REASON, demand_of
+from beluga_airflow.llm.model_options import DESCRIPTION, OPTIONS
+from beluga_airflow.llm.model_replies import FINGERPRINT, Reply, drip, error_response, half, json_bytes, reset
+from beluga_airflow.llm.model_requests import ChatRequest, RefusedRequest, validated
+from beluga_airflow.llm.model_rules import Content, Rule, content_for, describe, unchecked
+from beluga_airflow.llm.model_setup import Traits, load_setup
+from beluga_airflow.llm.model_troubles import (
+    TROUBLE,
+    TROUBLES,
+    Drip,
+    HalfBody,
+    HttpError,
+    Named,
+    NoCompletion,
     NotJson,
-    Plain,
-    Refusal,
-    RefusedRequest,
+    RateLimit,
+    Reset,
     Slow,
     Status,
-    validated,
+    Troubles,
 )
-from beluga_airflow.llm.model_rules import Rule, content_for, describe, load_rules
 
-FINGERPRINT = "beluga-simulation"
 MAX_BODY_BYTES = 2 * 1024 * 1024
 REQUESTS_KEPT = 1000
+CONNECTION = r"{connection:[A-Za-z0-9_.-]{1,100}}"
 
 
 class ModelServer:
     """The simulated model, serving while it is entered as an async context manager.
 
     Args:
-        rules: a rules file (YAML or JSON), or the rules.
+        rules: a rules file (YAML or JSON), or the rules, or a mapping as a file may have it (see ``model_setup``).
         latency: seconds before every answer.
         api_key: the only key that is let in; None lets everybody in.
         host: the address to listen on.
@@ -75,7 +79,7 @@ class ModelServer:
     def __init__(
         self,
         *,
-        rules: str | Path | Iterable[Rule | Mapping[str, Any]] = (),
+        rules: str | Path | Mapping[str, Any] | Iterable[Rule | Mapping[str, Any]] = (),
         latency: float = 0.0,
         api_key: str | None = None,
         host: str = "127.0.0.1",
@@ -85,7 +89,7 @@ class ModelServer:
             raise InvalidSetting(f"latency of the model server: {latency} is no time; give seconds, at least 0")
         self.host = host
         self.port = port
-        self._rules = load_rules(rules)
+        self._setup = load_setup(rules)
         self._latency = latency
         self._api_key = api_key
         self._runner: web.AppRunner | None = None
@@ -123,10 +127,29 @@ class ModelServer:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}/v1"
 
+    def url_of(self, connection: str) -> str:
+        """A ``base_url`` whose calls are told apart from others, as those of `connection`."""
+        return f"{self.base_url.removesuffix('/v1')}/{connection}/v1"
+
     @property
     def calls(self) -> int:
         """How many chat completions were asked for, whatever became of them."""
         return self._total
+
+    @property
+    def obeyed(self) -> int:
+        """How many answers did what the data demanded."""
+        return self._obeyed
+
+    def calls_by(self, what: Literal["model", "connection"]) -> dict[str, int]:
+        """The calls of each model, or of each connection (see `url_of`; "" for all others).
+
+        A call that was refused before its model was read, for its key say, has the model "".
+        """
+        counts: Counter[str] = Counter()
+        for (model, connection), count in self._by_kind.items():
+            counts[model if what == "model" else connection] += count
+        return dict(counts)
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -148,35 +171,42 @@ class ModelServer:
         """The bodies of the last calls (at most `REQUESTS_KEPT`), oldest first."""
         return list(self._requests)
 
-    def fail(self, kind: str, *, times: int = 1, **options: JsonValue) -> None:
-        """Make the next `times` calls fail, after those that were told to fail before.
+    def fail(self, kind: str, *, times: int | None = None, **options: JsonValue) -> None:
+        """Make calls fail: the next `times`, or those that the options tell; after the troubles told before.
 
         Args:
-            kind: ``status`` (options ``status``, ``headers``, ``code``, ``message``), ``reset``,
-                ``half_body``, ``not_json`` (``text``, ``content_type``), ``bad_answer`` (``text``),
-                ``refusal`` (``text``), ``content_filter``, ``empty``, or ``slow`` (``delay`` in seconds).
-            times: how many calls.
-            options: of the kind.
+            kind: ``status`` (options ``status``, ``headers``, ``code``, ``message``, ``param``, ``type``),
+                ``rate_limit`` (``retry_after`` in seconds, ``form``: ``seconds``, ``ms``, ``date``, ``none`` or
+                ``nonsense``), ``insufficient_quota``, ``wrong_key``, ``unknown_model``, ``overloaded``, ``reset``
+                (``after``: ``nothing`` or ``headers``), ``half_body``, ``not_json`` (``text``, ``content_type``),
+                ``no_completion`` (``body``), ``bad_answer`` (``text``), ``refusal`` (``text``), ``content_filter``,
+                ``empty``, ``length`` (``tokens``), ``slow`` (``delay`` in seconds), or ``drip`` (``delay`` of
+                each byte).
+            times: how many calls; if not given one, or with ``calls`` or ``every`` as many as they say.
+            options: of the kind; ``calls`` (numbers from 1) or ``every`` (1: always) say which calls fail, ``model``
+                and ``connection`` whose.
 
         Raises:
             InvalidSetting: there is no such kind, or it has no such option.
         """
         try:
-            self._failures.append(FAILURE.validate_python({"kind": kind, "times": times, **options}))
+            self._troubles.add([TROUBLE.validate_python({"kind": kind, "times": times, **options})])
         except ValidationError as error:
             raise InvalidSetting("failure of the model server: " + "; ".join(describe(error))) from error
 
     def reset(self) -> None:
-        """Forget the calls, the requests, and the failures that are still due."""
+        """Forget the calls and the requests; only the troubles of the rules are still to come, from their first."""
         self._total = 0
         self._answered = 0
+        self._obeyed = 0
         self._by_status: Counter[str] = Counter()
+        self._by_kind: Counter[tuple[str, str]] = Counter()
         self._requests: deque[dict[str, Any]] = deque(maxlen=REQUESTS_KEPT)
-        self._failures: deque[Failure] = deque()
+        self._troubles = Troubles(self._setup.troubles)
 
     def _application(self) -> web.Application:
         application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_openai])
-        for prefix in ("/v1", ""):
+        for prefix in ("/v1", "", f"/{CONNECTION}/v1"):
             application.router.add_post(f"{prefix}/chat/completions", self._chat)
             application.router.add_get(f"{prefix}/models", self._models)
         application.router.add_get("/health", self._health)
@@ -188,22 +218,28 @@ class ModelServer:
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok", "simulation": True})
 
-    async def _calls(self, _: web.Request) -> web.Response:
-        return web.json_response(self.counts)
+    async def _calls(self, request: web.Request) -> web.Response:
+        match request.query.get("by"):
+            case None:
+                return web.json_response(self.counts)
+            case "model" | "connection" as what:
+                return web.json_response(self.calls_by(what))
+        raise RefusedRequest("Calls are counted by=model or by=connection.", param="by")
 
     async def _reset(self, _: web.Request) -> web.Response:
         self.reset()
         return web.json_response(self.counts)
 
     async def _queue_failures(self, request: web.Request) -> web.Response:
-        failures = validated(FAILURES, await _json_body(request))
-        self._failures.extend(failures)
-        return web.json_response({"queued": sum(failure.times for failure in failures)})
+        troubles = validated(TROUBLES, await _json_body(request))
+        self._troubles.add(troubles)
+        return web.json_response({"queued": sum(trouble.times or 1 for trouble in troubles)})
 
     async def _models(self, request: web.Request) -> web.Response:
         self._check_key(request)
-        model = {"id": "gpt-4o", "object": "model", "created": 0, "owned_by": FINGERPRINT}
-        return web.json_response({"object": "list", "data": [model]})
+        names = list(self._setup.models) or ["gpt-4o"]
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": FINGERPRINT} for name in names]
+        return web.json_response({"object": "list", "data": models})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         self._total += 1
@@ -216,44 +252,52 @@ class ModelServer:
             self._by_status["cut" if cut or response is None else str(response.status)] += 1
 
     async def _reply(self, request: web.Request) -> web.StreamResponse:
-        self._check_key(request)
-        body = await _json_body(request)
-        if isinstance(body, dict):
-            self._requests.append(body)
+        connection = request.match_info.get("connection", "")
+        model = ""
+        try:
+            self._check_key(request)
+            body = await _json_body(request)
+            if isinstance(body, dict):
+                self._requests.append(body)
+                model = str(body.get("model", ""))[:200]
+        finally:
+            self._by_kind[model, connection] += 1
         asked = ChatRequest.read(body)
-        content = content_for(self._rules, asked.prompt, asked.schema_asked)
-        failure = self._next_failure()
-        await asyncio.sleep(self._latency + (failure.delay if isinstance(failure, Slow) else 0))
-        match failure:
-            case Status():
-                return _error(failure.message, status=failure.status, code=failure.code, headers=failure.headers)
+        traits = self._setup.traits(asked.model)
+        traits.check(asked)
+        content = self._content(asked, traits)
+        trouble = self._troubles.strike(asked.model, connection)
+        await asyncio.sleep(self._latency + (trouble.delay if isinstance(trouble, Slow) else 0))
+        match trouble:
+            case Status() | RateLimit() | Named():
+                return error_response(trouble.error)
             case NotJson():
-                return web.Response(text=failure.text, content_type=failure.content_type)
-            case Plain(kind="reset"):
-                return _reset_connection(request)
-            case Plain(kind="half_body"):
-                return await _half(request, _completion(asked, content))
-        self._answered += 1
-        match failure:
-            case Refusal():
-                completion = _completion(asked, None, refusal=failure.text)
-            case BadAnswer():
-                completion = _completion(asked, failure.text)
-            case Plain(kind="content_filter"):
-                completion = _completion(asked, None, finish_reason="content_filter")
-            case Plain(kind="empty"):
-                completion = _completion(asked, "")
+                return web.Response(text=trouble.text, content_type=trouble.content_type)
+            case NoCompletion():
+                return web.json_response(trouble.body)
+        completion = json_bytes(Reply.of(content, trouble).completion(asked, traits))
+        match trouble:
+            case Reset():
+                return await reset(request, announced=len(completion) if trouble.after == "headers" else None)
+            case HalfBody():
+                return await half(request, completion)
+            case Drip():
+                response = await drip(request, completion, trouble.delay)
             case _:
-                completion = _completion(asked, content)
-        return web.json_response(completion, headers={"x-request-id": f"req_{uuid.uuid4().hex}"})
+                headers = {"x-request-id": f"req_{uuid.uuid4().hex}"}
+                response = web.Response(body=completion, content_type="application/json", headers=headers)
+        self._answered += 1
+        return response
 
-    def _next_failure(self) -> Failure | None:
-        if not self._failures:
-            return None
-        failure = self._failures.popleft()
-        if failure.times > 1:
-            self._failures.appendleft(failure.model_copy(update={"times": failure.times - 1}))
-        return failure
+    def _content(self, asked: ChatRequest, traits: Traits) -> Content:
+        schema = traits.schema_for(asked)
+        demand = demand_of(asked.told, asked.system) if traits.obedient else None
+        if demand is None:
+            return content_for(self._setup.rules, asked.prompt, schema, traits.without_schema)
+        self._obeyed += 1
+        if demand.content is not None:
+            return Content.sure(demand.content)
+        return Content.sure(unchecked(demand.answer, REASON, schema, traits.without_schema))
 
     def _check_key(self, request: web.Request) -> None:
         if self._api_key is None:
@@ -284,100 +328,49 @@ async def _errors_as_openai(
     try:
         return await handler(request)
     except RefusedRequest as refused:
-        return _error(str(refused), status=refused.status, code=refused.code, param=refused.param)
+        return error_response(HttpError(refused.status, str(refused), refused.code, refused.param))
     except web.HTTPException as http:
-        return _error(f"{http.reason}: {request.method} {request.path}", status=http.status, code=None)
-
-
-def _error(
-    message: str, *, status: int, code: str | None, param: str | None = None, headers: Mapping[str, str] = {}
-) -> web.Response:
-    kind = "invalid_request_error"
-    if status >= 500:
-        kind = "server_error"
-    elif status == 429:
-        code = code or "rate_limit_exceeded"
-        kind = "insufficient_quota" if code == "insufficient_quota" else "requests"
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return web.json_response({"error": error}, status=status, headers=headers)
-
-
-def _completion(
-    asked: ChatRequest, content: str | None, *, refusal: str | None = None, finish_reason: str = "stop"
-) -> dict[str, Any]:
-    prompt_tokens = math.ceil(asked.length / 4)
-    completion_tokens = math.ceil(len(content or refusal or "") / 4)
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": asked.model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": content, "refusal": refusal, "annotations": []},
-                "logprobs": None,
-                "finish_reason": finish_reason,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        },
-        "system_fingerprint": FINGERPRINT,
-    }
-
-
-def _reset_connection(request: web.Request) -> web.StreamResponse:
-    if request.transport is not None:
-        # closed without lingering, the socket sends a reset instead of an end
-        request.transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-        )
-        request.transport.abort()
-    return web.Response()
-
-
-async def _half(request: web.Request, completion: dict[str, Any]) -> web.StreamResponse:
-    body = json.dumps(completion).encode()
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    response.content_length = len(body)
-    await response.prepare(request)
-    await response.write(body[: len(body) // 2])
-    if request.transport is not None:
-        # close, not abort: the half that was written shall arrive
-        request.transport.close()
-    return response
+        return error_response(HttpError(http.status, f"{http.reason}: {request.method} {request.path}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, and say on stdout when it listens. Runs in a process's main thread.
-
-    Returns:
-        The exit code: 0 after a signal, 1 if the address cannot be listened on, 2 if the rules are wrong.
+    """``run`` with the options of a command line.
 
     Raises:
         SystemExit: the options are wrong (code 2).
     """
-    parser = argparse.ArgumentParser(prog="model-server", description="A simulated model with OpenAI's API.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8400, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--rules", type=Path, help="YAML or JSON file with the rules of the answers")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before every answer")
-    parser.add_argument("--api-key-env", metavar="NAME", help="environment variable with the only key let in")
-    options = parser.parse_args(argv)
-    api_key = None
-    if options.api_key_env and not (api_key := os.environ.get(options.api_key_env)):
-        parser.error(f"--api-key-env: the variable {options.api_key_env} is not set; set it to the key")
+    parser = argparse.ArgumentParser(prog="model-server", description=DESCRIPTION)
+    for flag, about in OPTIONS:
+        parser.add_argument(flag, **about)
+    return run(parser.parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT, and say on stdout when it listens. Runs in a process's main thread.
+
+    Returns:
+        The exit code: 0 after a signal, 1 if the address cannot be listened on, 2 if the rules or the key are wrong.
+    """
     try:
-        where = {"host": options.host, "port": options.port}
-        server = ModelServer(rules=options.rules or (), latency=options.latency, api_key=api_key, **where)
+        server = ModelServer(
+            rules=options.rules or (),
+            latency=options.latency,
+            api_key=_key_in(options.api_key_env),
+            host=options.host,
+            port=options.port,
+        )
         asyncio.run(_serve(server))
     except (InvalidSetting, OSError, OverflowError) as error:
         print(f"model server: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidSetting) else 1
     return 0
+
+
+def _key_in(variable: str | None) -> str | None:
+    key = os.environ.get(variable) if variable else None
+    if variable and not key:
+        raise InvalidSetting(f"--api-key-env: the variable {variable} is not set; set it to the key")
+    return key
 
 
 async def _serve(server: ModelServer) -> None:

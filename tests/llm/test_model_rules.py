@@ -11,7 +11,8 @@ import pytest
 
 from beluga_airflow.errors import InvalidSetting
 from beluga_airflow.llm.model_requests import Prompt, RefusedRequest
-from beluga_airflow.llm.model_rules import DEFAULT_REASON, content_for, load_rules
+from beluga_airflow.llm.model_rules import DEFAULT_REASON, content_for
+from beluga_airflow.llm.model_setup import load_setup
 
 CHOICES = {"type": "string", "enum": ["expedite", "standard"]}
 
@@ -25,8 +26,12 @@ def decision(answer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def text_for(rules: Any, prompt: Prompt, schema: dict[str, Any] | None) -> str:
+    return content_for(load_setup(rules).rules, prompt, schema).text
+
+
 def answer_to(data: dict[str, Any], *rules: dict[str, Any], question: str = "How?") -> Any:
-    content = content_for(load_rules(rules), Prompt(question=question, data=data), decision(CHOICES))
+    content = text_for(rules, Prompt(question=question, data=data), decision(CHOICES))
     return json.loads(content)["answer"]
 
 
@@ -83,7 +88,7 @@ def test_every_condition_must_hold_and_the_first_matching_rule_answers() -> None
     schema = decision(CHOICES)
 
     def asked(**data: Any) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(content_for(load_rules(rules), Prompt(question="", data=data), schema))
+        content: dict[str, Any] = json.loads(text_for(rules, Prompt(question="", data=data), schema))
         return content
 
     assert asked(tier="gold", value=101) == {"answer": "expedite", "reason": "both"}
@@ -104,8 +109,8 @@ def test_a_file_of_rules_is_read_as_yaml_or_json(tmp_path: Path) -> None:
     as_json.write_text(
         json.dumps([{"when": {"tier": "gold", "value": {"gte": 200}}, "answer": "expedite"}, {"answer": "standard"}])
     )
-    assert load_rules(as_yaml) == load_rules(str(as_json))
-    assert len(load_rules(as_yaml)) == 2
+    assert load_setup(as_yaml).rules == load_setup(str(as_json)).rules
+    assert len(load_setup(as_yaml).rules) == 2
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_a_file_of_rules_is_read_as_yaml_or_json(tmp_path: Path) -> None:
         ("- answer: a\n  when: {value: 2010-12-01}\n", ["rule 1, when.value.eq"]),
         ("- answer: .nan\n", ["rule 1, answer"]),
         ("- wrong: 1\n  answer: a\n- answer: b\n- 7\n", ["rule 1, wrong:", "rule 3, as a whole:"]),
-        ("answer: a\n", ["rules must be a list, not dict"]),
+        ("answer: a\n", ["answer: unknown; there can be: endpoint, models, troubles, rules (line 1)"]),
         ("", ["rules must be a list, not NoneType"]),
         ("- answer: [\n", ["cannot be read"]),
         ("- answer: !!python/object/apply:os.getcwd []\n", ["cannot be read"]),
@@ -134,14 +139,14 @@ def test_a_bad_file_is_refused_with_file_rule_and_field(tmp_path: Path, text: st
     path = tmp_path / "rules.yaml"
     path.write_text(text)
     with pytest.raises(InvalidSetting) as refused:
-        load_rules(path)
+        load_setup(path)
     for part in ["rules.yaml", *named]:
         assert part in str(refused.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=r"nowhere\.yaml"):
-        load_rules(tmp_path / "nowhere.yaml")
+        load_setup(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_the_default_is_the_least_value_of_the_schema(schema: dict[str, Any], answer: Any) -> None:
-    content = json.loads(content_for((), Prompt(question="", data={}), decision(schema)))
+    content = json.loads(text_for((), Prompt(question="", data={}), decision(schema)))
     assert content == {"answer": answer, "reason": DEFAULT_REASON}
     assert list(content) == ["answer", "reason"]
 
@@ -194,7 +199,7 @@ class Verdict(pydantic.BaseModel):
 def test_the_default_for_a_pydantic_model_is_one() -> None:
     schema = Verdict.model_json_schema()
     definitions = schema.pop("$defs")
-    content = content_for((), Prompt(question="", data={}), decision(schema) | {"$defs": definitions})
+    content = text_for((), Prompt(question="", data={}), decision(schema) | {"$defs": definitions})
     verdict = Verdict.model_validate(json.loads(content)["answer"])
     assert verdict.lines == [verdict.line]
 
@@ -202,15 +207,15 @@ def test_the_default_for_a_pydantic_model_is_one() -> None:
 def test_a_schema_without_an_answer_takes_the_rules_answer_whole() -> None:
     schema = {"type": "object", "properties": {"total": {"type": "integer"}}, "required": ["total"]}
     prompt = Prompt(question="", data={})
-    assert json.loads(content_for(load_rules([{"answer": {"total": 3}}]), prompt, schema)) == {"total": 3}
-    assert json.loads(content_for((), prompt, schema)) == {"total": 0}
+    assert json.loads(text_for([{"answer": {"total": 3}}], prompt, schema)) == {"total": 3}
+    assert json.loads(text_for((), prompt, schema)) == {"total": 0}
 
 
 def test_without_a_schema_the_answer_is_text() -> None:
     prompt = Prompt(question="", data={})
-    assert content_for(load_rules([{"answer": "hello"}]), prompt, None) == "hello"
-    assert content_for(load_rules([{"answer": [1]}]), prompt, None) == "[1]"
-    assert content_for((), prompt, None) == DEFAULT_REASON
+    assert text_for([{"answer": "hello"}], prompt, None) == "hello"
+    assert text_for([{"answer": [1]}], prompt, None) == "[1]"
+    assert text_for((), prompt, None) == DEFAULT_REASON
 
 
 @pytest.mark.parametrize("answer", ["expdite", 1, None, {"answer": "expedite"}])
@@ -236,6 +241,6 @@ def test_a_schema_without_a_default_asks_for_a_rule(schema: dict[str, Any], name
 
 
 def test_a_schema_elsewhere_is_not_fetched() -> None:
-    rules = load_rules([{"answer": 1}])
+    rules = load_setup([{"answer": 1}]).rules
     with pytest.raises(RefusedRequest, match="cannot be used"):
         content_for(rules, Prompt(question="", data={}), decision({"$ref": "http://127.0.0.1:9/schema"}))
