@@ -113,7 +113,7 @@ class RunStatus:
         steps: how each step ended, or ``running``; those that have not begun are absent.
         error: why it failed, shortened.
         undone: as in ``FlowResult``, shortened.
-        attempt: how many processes have had the run by now.
+        attempt: how many processes have told of the run by now.
         updated: when this was written.
         ended: when the terminal status was; None while it runs.
         run, generation, runtime, total, started, owner: see ``RunOf``.

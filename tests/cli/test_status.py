@@ -71,8 +71,16 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
+# what a shell starts in its background, these tests with it, hands on that it takes no notice of Ctrl-C
+IN_FRONT = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("airflow", run_name="__main__", alter_sys=True)
+"""
+
+
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "airflow", "beluga", "status", *arguments]
+    return [sys.executable, "-c", IN_FRONT, "beluga", "status", *arguments]
 
 
 def shown(environment: Mapping[str, str], *arguments: str, **others: str) -> str:

@@ -181,7 +181,8 @@ def test_a_process_that_is_killed_again_and_again_tells_one_end(task: Task) -> N
         task.attempt(dies=dies, **{"fulfil fails until": 0})
     task.attempt()
     assert ends(task) == ["completed"]
-    assert statuses(task)[-1].attempt == 5
+    # one that dies at once may not have come to tell of itself
+    assert 2 <= statuses(task)[-1].attempt <= 5
 
 
 @pytest.mark.parametrize("dies", ["kept undo", "after payment.undo"])

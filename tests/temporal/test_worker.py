@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[Connections, list[str], str]] = {
     "a state store that nobody serves": (
         {"beluga_state_default": {"conn_type": "beluga_state", "extra": {"url": "mysql://:pass-4711@host"}}},
         [],
-        "no state store serves a URL that begins with 'mysql'",
+        "what connection 'beluga_state_default' names cannot be used",
     ),
     "no concurrency": ({}, ["--concurrency", "0"], "the worker's concurrency is 0, it must be 1 or more"),
 }
