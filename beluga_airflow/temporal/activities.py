@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
+from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
 from temporalio import activity
@@ -163,7 +164,9 @@ class Activities:
                 result = await run_with(
                     flow,
                     item.data,
-                    identity=Identity(scope=item.scope, generation=call.generation, run=call.batch),
+                    identity=Identity(
+                        scope=item.scope, generation=call.generation, run=call.batch, task=_task(call.batch)
+                    ),
                     resources=resources,
                     settings=self._settings(),
                     # of the code that runs here: outcomes of another shape would lead past its steps
@@ -214,7 +217,16 @@ def _owner() -> dict[str, Any]:
 
 
 def _identity(call: StepCall) -> Identity:
-    return Identity(scope=call.scope, generation=call.generation, run=call.run)
+    return Identity(scope=call.scope, generation=call.generation, run=call.run, task=_task(call.run or call.scope))
+
+
+def _task(name: str) -> tuple[str, ...]:
+    """Dag, run and task, out of the name that our operators give a run: these and the map index."""
+    parts = [unquote(part) for part in name.split("/")]
+    if len(parts) < 4:
+        return ()
+    dag, *run, task, _ = parts
+    return dag, "/".join(run), task
 
 
 def _flow(path: str, step: str) -> Flow:

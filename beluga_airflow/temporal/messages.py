@@ -19,6 +19,7 @@ from temporalio.exceptions import ApplicationError
 __all__ = [
     "BATCH_WORKFLOW",
     "DATA_CONVERTER",
+    "DECISION_ACTIVITY",
     "FLOW_WORKFLOW",
     "ITEM_ACTIVITY",
     "MERGE_ACTIVITY",
@@ -27,6 +28,7 @@ __all__ = [
     "STEP_ACTIVITY",
     "UNDO_ACTIVITY",
     "BatchCall",
+    "DecisionCall",
     "FlowCall",
     "ItemCall",
     "RunCall",
@@ -43,6 +45,7 @@ UNDO_ACTIVITY = "beluga.undo"
 STATUS_ACTIVITY = "beluga.status"
 PREPARE_ACTIVITY = "beluga.prepare"
 ITEM_ACTIVITY = "beluga.item"
+DECISION_ACTIVITY = "beluga.decision"
 
 PAYLOAD_LIMIT = 2_000_000
 """Bytes of JSON in one piece; the server refuses more than 2 MiB."""
@@ -197,3 +200,18 @@ class ItemCall:
     generation: int
     llm_conn_id: str | None
     state_conn_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionCall:
+    """The input of the activity that comes to a decision for a hand-written workflow.
+
+    Args:
+        decision: the name under which the worker's ``BelugaPlugin`` has it, or its import path, ``module:name``.
+        data: an object with the keys that it reads.
+        key: what, beside the workflow's id, names the record; the activity's id when left out.
+    """
+
+    decision: str
+    data: Any
+    key: str | None = None
