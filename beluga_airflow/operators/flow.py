@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from airflow.sdk import Context
@@ -15,6 +16,7 @@ from beluga_airflow.hooks.llm import LLMHook
 from beluga_airflow.hooks.settings import settings_in_force
 from beluga_airflow.hooks.state import StateHook
 from beluga_airflow.operators.again import Again, identity_behind, leave
+from beluga_airflow.operators.attempts import AttemptFailed, TriedAgain
 from beluga_airflow.operators.endable import Endable
 from beluga_airflow.operators.generation import generation
 from beluga_airflow.operators.runs import (
@@ -66,6 +68,7 @@ class InTaskOperator(Endable):
         *,
         owner: str,
         stands: EarlierRun | None = None,
+        again: Callable[[Exception], BaseException | None] | None = None,
     ) -> tuple[FlowResult, EarlierRun]:
         """Run ``flow`` here; an earlier attempt's finished steps are not run again.
 
@@ -75,9 +78,13 @@ class InTaskOperator(Endable):
             inputs: its input.
             owner: whose business keys these are, in idempotency keys.
             stands: of an earlier run, where this is a run again.
+            again: as in ``Resources``, where Airflow's retries are the attempts of the steps.
 
         Returns:
             how it ended, and what it leaves for a later run.
+
+        Raises:
+            AttemptFailed: what ``again`` raised.
         """
         # the runtime, which no DAG file needs when it is parsed
         from beluga_airflow.execute.status import RunOf, StatusWriter, status_key
@@ -104,18 +111,21 @@ class InTaskOperator(Endable):
                 runtime="task",
                 owner=owner_of(context),
             )
-            result = await run_with(
-                flow,
-                data,
-                identity=identity,
-                resources=resources,
-                settings=settings,
-                checkpoint=checkpoint,
-                kept=stands.outcomes if stands else None,
-                # a task that is told to end may have been lost with its machine: a retry goes on
-                gives_up=lambda: False,
-                status=StatusWriter(resources.state, of),
-            )
+            try:
+                result = await run_with(
+                    flow,
+                    data,
+                    identity=identity,
+                    resources=replace(resources, again=again),
+                    settings=settings,
+                    checkpoint=checkpoint,
+                    kept=stands.outcomes if stands else None,
+                    # a task that is told to end may have been lost with its machine: a retry goes on
+                    gives_up=lambda: False,
+                    status=StatusWriter(resources.state, of),
+                )
+            except TriedAgain as later:
+                raise AttemptFailed(str(later), later.wait) from None
         finished = {step: entry for step, entry in checkpoint.entries.items() if step in shape.order}
         return result, EarlierRun(
             fingerprint=shape.fingerprint,

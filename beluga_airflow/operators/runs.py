@@ -106,8 +106,9 @@ def identity_of(
     Raises:
         InvalidInput: the business key is empty or missing.
     """
+    *task, _ = parts = run_parts(context)
     if key is None:
-        return Identity.of(*run_parts(context), generation=generation)
+        return Identity.of(*parts, generation=generation, task=tuple(task))
     if key_is_field:
         if key not in inputs:
             raise InvalidInput(
@@ -121,7 +122,7 @@ def identity_of(
         raise InvalidInput(
             f"the business key of flow {flow!r} is empty; it must name the item, for instance an order number"
         )
-    return Identity.of(flow, value, generation=generation, run=run_name(context))
+    return Identity.of(flow, value, generation=generation, run=run_name(context), task=tuple(task))
 
 
 def push_decisions(context: Context, result: FlowResult) -> None:

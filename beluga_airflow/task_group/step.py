@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
-from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowSkipException
 
 from beluga_airflow.graph import FlowResult, Identity, Outcome
+from beluga_airflow.operators.attempts import AttemptFailed, StepRetryPolicy, is_last
 from beluga_airflow.operators.generation import generation
 from beluga_airflow.operators.runs import ended
 from beluga_airflow.task_group.clock import OutOfTime, TimeLeft, clocks
@@ -28,37 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["AttemptFailed", "StepOperator", "StepRetryPolicy"]
 
 log = logging.getLogger(__name__)
-
-
-class AttemptFailed(Exception):
-    """An attempt of a step failed, and another one follows.
-
-    It stands for the step's own error, which might be one that means something else to Airflow.
-
-    Args:
-        message: of the failure.
-        wait: seconds until the next attempt.
-    """
-
-    def __init__(self, message: str, wait: float) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
-class StepRetryPolicy(RetryPolicy):
-    """Waits as the step's ``Retry`` says. Whatever else fails a task, a lost worker say, is left to Airflow."""
-
-    def evaluate(
-        self,
-        exception: BaseException,
-        try_number: int,  # noqa: ARG002  # Airflow's signature
-        max_tries: int,  # noqa: ARG002
-        context: Context | None = None,  # noqa: ARG002
-    ) -> RetryDecision:
-        """The wait before the next attempt."""
-        if isinstance(exception, AttemptFailed):
-            return RetryDecision.retry(timedelta(seconds=exception.wait), reason=str(exception))
-        return RetryDecision.default()
 
 
 class StepOperator(MemberOperator):
@@ -188,7 +156,7 @@ class StepOperator(MemberOperator):
                         resources=resources,
                         timeout=self.shape.by_name[self.step].timeout,
                         number=number,
-                        last=_is_last(context),
+                        last=is_last(context),
                     )
                     return await in_own_task(work, self.step)
             except OutOfTime as late:
@@ -200,7 +168,7 @@ class StepOperator(MemberOperator):
             except Exception as error:
                 failure = judge(error, retry)
                 log.error("attempt %d of step %r failed:\n%s", number, self.step, _told(error))
-                again = failure.retryable and not _is_last(context)
+                again = failure.retryable and not is_last(context)
         # no context: Airflow logs it, and the step's own error may be one that cannot be logged
         if again:
             raise AttemptFailed(
@@ -231,8 +199,3 @@ def _attempt_number(context: Context) -> int:
     """Which attempt this is since the task was cleared last, from 1."""
     ti = context["ti"]
     return max(1, ti.try_number - (int(ti.max_tries) - int(ti.task.retries or 0)))
-
-
-def _is_last(context: Context) -> bool:
-    """Whether Airflow will not try again. Its count holds, for the flow may have been changed meanwhile."""
-    return bool(context["ti"].try_number > context["ti"].max_tries)

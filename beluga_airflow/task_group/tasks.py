@@ -110,6 +110,7 @@ class MemberOperator(InTaskOperator):
         )
         dag_id, run_id, _, index = run_parts(context)
         of_group = Identity.of(dag_id, run_id, self.members.group_id, index)
+        own = replace(own, task=(dag_id, run_id, self.members.group_id))
         return own if self.key is not None else replace(own, scope=of_group.scope)
 
     @asynccontextmanager

@@ -140,7 +140,7 @@ def test_the_demo_orders_are_paid_once(ended: list[dict[str, Any]], environment:
 def test_parsing_the_dags_loads_nothing_heavy() -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import airflow.sdk;"
-        "import order_chain, order_graph, order_durable, order_batch, order_watch;"
+        "import order_chain, order_graph, order_durable, order_batch, order_watch, order_routing;"
         "print([name for name in ('openai', 'temporalio', 'redis', 'psycopg') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program, DAGS], capture_output=True, text=True, check=True)

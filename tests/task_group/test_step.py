@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.execution_time import comms
 
 from beluga_airflow import Chain, Graph, Retry
 from beluga_airflow.llm.model_server import ModelServer
@@ -112,6 +113,38 @@ def test_a_failed_attempt_says_which_and_waits_as_the_retry_says(
 def test_a_server_says_how_long_to_wait(tasks_of: Any) -> None:
     error = tasks_of(flows.retry_after, inputs={"case": "unit"}).run("ask").error
     assert StepRetryPolicy().evaluate(error, 1, 2).retry_delay.total_seconds() == flows.Busy.retry_after
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "waits"),
+    [("seconds", 7, 7), ("ms", 1.5, 1.5), ("date", 20, 20), ("seconds", 3600, 60), ("none", 7, 0.5)],
+)
+def test_a_models_rate_limit_sets_the_retry_delay_of_airflows_task(
+    tasks_of: Any,
+    operator_runner: OperatorRunner,
+    model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    asked: float,
+    waits: float,
+) -> None:
+    extra = {"provider": "simulated", "base_url": model_server.base_url}
+    operator_runner.connections["beluga_llm_default"] = {"conn_type": "beluga_llm", "extra": extra}
+    model_server.fail("rate_limit", retry_after=asked, form=form)
+    retry = Retry(maximum_attempts=3, initial_interval=0.5)
+    tasks = tasks_of(Chain("d", retry=retry).add_step("speed", flows.speed), inputs={"tier": "gold"})
+    told: list[Any] = []
+    send = operator_runner._supervisor.send
+    monkeypatch.setattr(operator_runner._supervisor, "send", lambda msg: (told.append(msg), send(msg))[1])
+    began = time.monotonic()
+    run = tasks.run("speed")
+    assert (run.state, model_server.calls) == ("up_for_retry", 1)
+    assert time.monotonic() - began < 5, "no worker waits"
+    (message,) = [msg for msg in told if isinstance(msg, comms.RetryTask)]
+    # a date has whole seconds, and some of them have passed
+    assert message.retry_delay_seconds == pytest.approx(waits, abs=5 if form == "date" else 0.001)
+    assert "429" in str(message.retry_reason)
+    assert (tasks.retry("speed").state, model_server.calls) == ("success", 2)
 
 
 def test_what_else_fails_a_task_is_left_to_airflow() -> None:
