@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from beluga_airflow.errors import BelugaError, InvalidFlow, InvalidInput
-    from beluga_airflow.graph import Chain, Decision, FlowResult, Graph, Memory, Retry, StepContext, Stop
+    from beluga_airflow.graph import Budget, Chain, Decision, FlowResult, Graph, Memory, Retry, StepContext, Stop
     from beluga_airflow.local import run
     from beluga_airflow.resilience.breaker import CircuitBreaker
     from beluga_airflow.resilience.limits import RateLimit
@@ -22,6 +22,7 @@ _HOMES = {
     "BelugaError": "beluga_airflow.errors",
     "InvalidFlow": "beluga_airflow.errors",
     "InvalidInput": "beluga_airflow.errors",
+    "Budget": "beluga_airflow.graph",
     "Chain": "beluga_airflow.graph",
     "CircuitBreaker": "beluga_airflow.resilience.breaker",
     "Decision": "beluga_airflow.graph",
@@ -37,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "BelugaError",
+    "Budget",
     "Chain",
     "CircuitBreaker",
     "Decision",

@@ -19,6 +19,7 @@
     │   └── HistoryLost        a reader comes too late: changes it has not seen are not kept any more
     ├── NotNow                 a guard of ours lets nothing through now: worth another try
     │   ├── BreakerOpen        what it guards has failed too often
+    │   ├── BudgetSpent        its tokens or dollars are used up: never retried
     │   └── LimitReached       its bound is used up, and there is no time to wait
     └── TemporalError          Temporal refused or lost what it was asked
         └── TemporalUnavailable  no server answers: worth another try
@@ -34,6 +35,7 @@ from typing import ClassVar
 __all__ = [
     "BelugaError",
     "BreakerOpen",
+    "BudgetSpent",
     "FlowNotFound",
     "HistoryLost",
     "InvalidFlow",
@@ -118,13 +120,15 @@ class ModelUnavailable(ModelError):
     Args:
         message: what happened, where, and what to do.
         retry_after: seconds that the server asked to wait, or None.
+        may_cost: whether it may have answered, and be paid, though no answer came here.
     """
 
     retryable = True
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, may_cost: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.may_cost = may_cost
 
 
 class ModelRefused(ModelError):
@@ -177,6 +181,22 @@ class NotNow(BelugaError):
 
 class BreakerOpen(NotNow):
     """What a circuit breaker guards has failed too often, and is left alone for a while."""
+
+
+class BudgetSpent(NotNow):
+    """A budget has too little left for another call, and no retry soon can help.
+
+    Args:
+        message: which budget, how much of it is spent, and when it begins anew.
+        retry_after: seconds after which it begins anew, or None.
+        connection: whose budget it is, where it is a connection's own: another connection may do.
+    """
+
+    retryable = False
+
+    def __init__(self, message: str, *, retry_after: float | None = None, connection: str | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.connection = connection
 
 
 class LimitReached(NotNow):

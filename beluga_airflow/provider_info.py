@@ -21,6 +21,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "beluga_airflow.operators.flow",
                     "beluga_airflow.operators.decision",
+                    "beluga_airflow.operators.branch",
                     "beluga_airflow.operators.temporal",
                     "beluga_airflow.operators.batch",
                 ],
@@ -42,6 +43,10 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": name,
                 "python-modules": ["beluga_airflow.triggers.temporal", "beluga_airflow.triggers.state"],
             }
+        ],
+        "task-decorators": [
+            {"name": name, "class-name": f"beluga_airflow.operators.decorators.{name}_task"}
+            for name in ("llm_decision", "llm_branch_decision")
         ],
         "extra-links": ["beluga_airflow.operators.temporal.TemporalRunLink"],
         "cli": ["beluga_airflow.cli.commands.get_commands"],
@@ -85,6 +90,8 @@ def _llm() -> dict[str, Any]:
                 "description": "of one call; as configured when left out, or 30",
                 "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
             },
+            "structured_output": _words("Structured output", "schema", "text", "how answers are asked for"),
+            "logprobs": _words("Log-probabilities", "on", "off", "of choices, which confidence is made of"),
             "failure_threshold": _whole("Breaker: failures", "in a row, of all workers, after which it is left alone"),
             "recovery_timeout": {
                 "label": "Breaker: seconds",
@@ -97,6 +104,12 @@ def _llm() -> dict[str, Any]:
             "max_wait": {
                 "label": "Longest wait (seconds)",
                 "description": "of a call that comes too early; 30 when left out",
+                "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+            },
+            "tokens_per_day": _whole("Tokens a day", "in UTC, of all workers together; then it is not asked any more"),
+            "dollars_per_day": {
+                "label": "Dollars a day",
+                "description": "in UTC, of all workers together; then it is not asked any more",
                 "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
             },
         },
@@ -141,6 +154,15 @@ def _state() -> dict[str, Any]:
 
 def _whole(label: str, description: str) -> dict[str, Any]:
     return {"label": label, "description": description, "schema": {"type": ["integer", "null"], "minimum": 1}}
+
+
+def _words(label: str, yes: str, no: str, description: str) -> dict[str, Any]:
+    words = ["auto", yes, no]
+    return {
+        "label": label,
+        "description": f"{description}: {', '.join(words)}; auto (when left out): until the endpoint refuses it",
+        "schema": {"type": ["string", "null"], "enum": [*words, None]},
+    }
 
 
 def _text(label: str, description: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_learnt() -> None:
+    """What one test's endpoint could not do says nothing about the next one's, which may get its port."""
+    if abilities := sys.modules.get("beluga_airflow.llm.abilities"):
+        abilities.forget()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The snippets of docs/ are right: all of them compile and import what there is, and those of state.md run."""
+"""The snippets of docs/ are right: all compile and import what there is; those of state.md and decisions.md run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 
 from beluga_airflow.hooks.state import StateHook
+from beluga_airflow.llm.model_server import ModelServer
 from beluga_airflow.state.memory import MemoryStore
 from beluga_airflow.testing import OperatorRunner
 
@@ -155,3 +156,27 @@ def test_the_page_names_all_prefixes_of_our_keys() -> None:
     page = (DOCS / "state.md").read_text()
     assert used >= {"batches", "breakers", "checkpoints", "decisions", "flows", "limits", "memory", "probes"}
     assert [prefix for prefix in sorted(used) if f"`beluga/{prefix}" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "task_id", "answer"),
+    [
+        ("my_decision", "decide", "expedite"),
+        ("my_decided_function", "decide", "expedite"),
+        ("my_routing", "route", "expedite"),
+    ],
+)
+def test_decisions_are_as_described(
+    operator_runner: OperatorRunner, model_server: ModelServer, tmp_path: Path, dag_id: str, task_id: str, answer: str
+) -> None:
+    extra = {"provider": "simulated", "base_url": model_server.base_url}
+    operator_runner.connections["beluga_llm_default"] = {"conn_type": "beluga_llm", "extra": extra}
+    url = f"sqlite:///{tmp_path}/state.db"
+    operator_runner.connections["beluga_state_default"] = {"conn_type": "beluga_state", "extra": {"url": url}}
+    (text,) = [text for text in snippets(DOCS / "decisions.md") if f'DAG("{dag_id}"' in text]
+    (tmp_path / f"{dag_id}_dag.py").write_text(text)
+    bag = DagBag(tmp_path)
+    assert not bag.import_errors
+    order = {"order_id": "A-1", "order_value": 250.0, "customer_tier": "gold"}
+    run = operator_runner.run(bag.dags[dag_id].task_dict[task_id], conf=order, xcoms={"load": order})
+    assert (run.return_value, run.xcoms["decision"]["decided_by"]) == (answer, "model")

@@ -40,6 +40,7 @@ def loaded_by(code: str, env: dict[str, str] | None = None) -> set[str]:
 def test_the_public_names_of_the_package() -> None:
     assert beluga_airflow.__all__ == [
         "BelugaError",
+        "Budget",
         "Chain",
         "CircuitBreaker",
         "Decision",
@@ -59,6 +60,7 @@ def test_the_public_names_of_the_package() -> None:
 
 def test_the_public_names_of_graph() -> None:
     assert graph.__all__ == [
+        "Budget",
         "Chain",
         "Decision",
         "Flow",

@@ -56,10 +56,11 @@ chain = Chain("chain").add_step("step", step).add_step("judge", judge)
 graph = Graph("graph").add_node("step", step)
 """)
     program = """
-from airflow.sdk import DAG, Asset, AssetWatcher
+from airflow.sdk import DAG, Asset, AssetWatcher, task
 before = heavy()
 import shop
 from beluga_airflow.operators.batch import TemporalBatchOperator
+from beluga_airflow.operators.branch import LLMBranchDecisionOperator
 from beluga_airflow.operators.decision import LLMDecisionOperator
 from beluga_airflow.operators.flow import ChainOperator, GraphOperator
 from beluga_airflow.operators.temporal import TemporalWorkflowOperator
@@ -73,12 +74,15 @@ with DAG("orders", schedule=orders) as dag:
     ChainOperator(task_id="chain", flow=shop.chain, inputs={"x": 1})
     GraphOperator(task_id="graph", flow="shop:graph")
     LLMDecisionOperator(task_id="decision", question="Well?", output_type=shop.Verdict, data={"x": 1})
+    route = LLMBranchDecisionOperator(task_id="route", question="Where?", data={"x": 1})
+    decorated = task.llm_decision(question="Well?", output_type=shop.Verdict)(shop.step)
+    route >> [decorated({"x": 1}), decorated({"x": 2})]
     TemporalWorkflowOperator(task_id="durable", flow=shop.chain, inputs={"x": 1})
     TemporalBatchOperator(task_id="batch", flow="shop:graph", items=[{"x": 1}])
     GraphTaskGroup("group", flow="shop:graph", inputs={"x": 1})
 print(len(dag.tasks), sorted(set(heavy()) - set(before)))
 """
-    assert python(program, tmp_path) == "8 []"
+    assert python(program, tmp_path) == "11 []"
 
 
 def test_the_package_itself_loads_nothing_but_itself(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def test_everything_it_names_is_there() -> None:
             }
             for module in entry["python-modules"]:
                 assert importlib.import_module(module).__all__
-    for path in [*info["extra-links"], *info["cli"]]:
+    decorators = [entry["class-name"] for entry in info["task-decorators"]]
+    for path in [*info["extra-links"], *info["cli"], *decorators]:
         assert callable(loaded(path))
     for conn_type, entry in TYPES.items():
         hook = loaded(entry["hook-class-name"])
@@ -124,8 +125,10 @@ def test_the_forms_appear(manager: Any) -> None:
     manager._load_ui_metadata()
     expected = {
         "beluga_llm": [
-            *("provider", "model", "base_url", "timeout", "failure_threshold", "recovery_timeout"),
+            *("provider", "model", "base_url", "timeout", "structured_output", "logprobs"),
+            *("failure_threshold", "recovery_timeout"),
             *("requests_per_minute", "tokens_per_minute", "concurrent_calls", "max_wait"),
+            *("tokens_per_day", "dollars_per_day"),
         ],
         "temporal": ["namespace", "task_queue", "tls", "ui_url"],
         "beluga_state": ["url"],
@@ -164,6 +167,11 @@ def test_what_may_hold_a_secret_is_a_password_field(manager: Any) -> None:
         ("beluga_llm", "timeout", 0, False),
         ("beluga_llm", "timeout", "soon", False),
         ("beluga_llm", "model", "gpt-4o", True),
+        ("beluga_llm", "structured_output", "text", True),
+        ("beluga_llm", "structured_output", "json", False),
+        ("beluga_llm", "logprobs", None, True),
+        ("beluga_llm", "logprobs", "on", True),
+        ("beluga_llm", "logprobs", "maybe", False),
         ("beluga_llm", "failure_threshold", 3, True),
         ("beluga_llm", "failure_threshold", 0, False),
         ("beluga_llm", "tokens_per_minute", 1.5, False),

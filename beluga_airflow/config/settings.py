@@ -25,8 +25,9 @@ __all__ = [
 ]
 
 PROVIDERS = (
-    *("openai", "azure", "anthropic", "gemini", "groq", "mistral", "openrouter", "ollama", "vllm"),
-    "simulated",
+    *("openai", "azure", "anthropic", "gemini", "groq", "mistral", "deepseek", "xai", "together", "fireworks"),
+    *("openrouter", "cohere", "perplexity", "cerebras", "sambanova", "nvidia", "huggingface", "deepinfra"),
+    *("ollama", "lmstudio", "vllm", "simulated"),
 )
 """The names in ``llm/presets.py``."""
 URL = re.compile(r"memory://.*|sqlite:////.+|rediss?://.+|postgres(?:ql)?://(?:[^@/]*@)?[^@]+")

@@ -18,6 +18,7 @@ from beluga_airflow.execute.values import StepInputs, copied, rehydrated, to_jso
 from beluga_airflow.graph import Decision, Flow, Identity, Outcome, Retry, StepContext, Stop
 from beluga_airflow.graph.callee import Callee
 from beluga_airflow.graph.shape import UNDO
+from beluga_airflow.llm.budget import purses_of
 from beluga_airflow.llm.client import ModelClient
 from beluga_airflow.llm.decide import decide
 from beluga_airflow.llm.memory import Conversation
@@ -46,11 +47,14 @@ class Resources:
         state: where decision records are kept, and the guards of steps that have no store of their own.
         model: the client for a connection id, or for the default one (None).
         interrupts: what the host raises, wherever a step may be, to end the task; no failure of that step.
+        again: what the host raises in place of the error of a last attempt, where it runs the flow again by itself, so
+            that this attempt is not the last; None for an error that another attempt would not help.
     """
 
     state: StateStore
     model: Callable[[str | None], Awaitable[ModelClient]]
     interrupts: tuple[type[BaseException], ...] = ()
+    again: Callable[[Exception], BaseException | None] | None = None
 
     async def ready_for(self, flow: Flow) -> list[ModelClient]:
         """The models that the flow's decisions ask: what is wrong with their connections shows before anything runs.
@@ -152,7 +156,10 @@ async def _attempted(
                 taken = tuple(targets)
         state = states.after(step, output) if stop or not targets else None
         return Outcome(output=output, taken=taken, stop=stop, state=state, decision=record, fault=fault)
-    except Exception:
+    except Exception as error:
+        other = resources.again(error) if last and resources.again is not None else None
+        if other is not None:
+            raise other from error
         raise
     except BaseException as error:
         _contain(step, error, resources.interrupts)
@@ -264,10 +271,11 @@ async def _decided(
         state=resources.state,
         model=resources.model,
         attempt=number,
-        last=last,
+        last=last and resources.again is None,
         timeout=timeout,
         conversation=conversation,
         guard=guard,
+        purses=purses_of(decision.budgets, flow=flow, identity=identity, state=resources.state),
     )
     return {str(decision.output_key): record.answer}, record.to_json()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from beluga_airflow.graph.budget import Budget
 from beluga_airflow.graph.decision import Decision
 from beluga_airflow.graph.flow import Chain, Flow, Graph
 from beluga_airflow.graph.memory import Memory
@@ -10,6 +11,7 @@ from beluga_airflow.graph.retry import Retry
 from beluga_airflow.graph.shape import Shape
 
 __all__ = [
+    "Budget",
     "Chain",
     "Decision",
     "Flow",

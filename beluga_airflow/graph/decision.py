@@ -9,9 +9,10 @@ from dataclasses import KW_ONLY, dataclass
 from textwrap import shorten
 from typing import Any, Final, Literal
 
+from beluga_airflow.graph.budget import Budget
 from beluga_airflow.graph.memory import Memory
 from beluga_airflow.graph.parts import told
-from beluga_airflow.graph.retry import is_whole
+from beluga_airflow.graph.retry import is_number, is_whole
 
 __all__ = ["UNSET", "Decision"]
 
@@ -42,6 +43,9 @@ class Decision:
         output_key: where the answer goes in the data; the step's name when left out.
         instructions: more of the author's words, put into the system message.
         rules: ``(predicate, answer)`` pairs, tried in order on the data read, before the model and for nothing.
+        min_confidence: how probable the model's choice must have been to it, above 0 and at most 1, by the
+            log-probabilities that its endpoint reports; only with ``choices`` or ``bool``. Below it, it came to no
+            answer.
         fallback: the answer when the model comes to none: a value, or a function of the data read.
         on_uncertain: what then happens: ``"fallback"`` (the default where a fallback is given) or ``"fail"``.
         reason: whether to ask for a reason, which comes after the answer.
@@ -49,6 +53,9 @@ class Decision:
         max_tokens: the most tokens an answer may have.
         model: the model, instead of the connection's.
         llm_conn_id: the connection, instead of the operator's.
+        fallback_conn_ids: connections that are asked, in this order, each for its own model, where that one cannot be:
+            a guard keeps it back, or, on the last attempt, its endpoint is overloaded, late, broken or away.
+        budget: what it may spend, or several such bounds; a decision that may spend no more is uncertain.
         memory: the conversation it belongs to: the model sees its earlier turns, and this one becomes the next.
     """
 
@@ -60,6 +67,7 @@ class Decision:
     output_key: str | None = None
     instructions: str | None = None
     rules: Sequence[tuple[Callable[[dict[str, Any]], bool], Any]] = ()
+    min_confidence: float | None = None
     fallback: Any = UNSET
     on_uncertain: Literal["fallback", "fail"] | None = None
     reason: bool = True
@@ -67,6 +75,8 @@ class Decision:
     max_tokens: int = 500
     model: str | None = None
     llm_conn_id: str | None = None
+    fallback_conn_ids: Sequence[str] = ()
+    budget: Budget | Sequence[Budget] | None = None
     memory: Memory | None = None
 
     def __repr__(self) -> str:
@@ -92,6 +102,13 @@ class Decision:
         """``on_uncertain``, with its default."""
         return self.on_uncertain or ("fail" if self.fallback is UNSET else "fallback")
 
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """``budget`` as a list."""
+        if self.budget is None:
+            return ()
+        return (self.budget,) if isinstance(self.budget, Budget) else tuple(self.budget)
+
     def faults(self) -> list[str]:
         """What makes this decision meaningless, as clauses of a sentence; empty when it is sound."""
         found = []
@@ -107,6 +124,7 @@ class Decision:
             found.append(f"on_uncertain is {told(self.on_uncertain)}, it must be 'fallback' or 'fail'")
         elif self.on_uncertain == "fallback" and self.fallback is UNSET:
             found.append("on_uncertain is 'fallback' but no fallback is given")
+        found += self._faults_of_confidence()
         if not isinstance(self.reason, bool):
             found.append(f"reason is {told(self.reason)}, it must be True or False")
         for name, least in (("max_reprompts", 0), ("max_tokens", 1)):
@@ -117,7 +135,7 @@ class Decision:
             text = getattr(self, name)
             if text is not None and not isinstance(text, str):
                 found.append(f"{name} is {told(text)}, it must be a text")
-        return [*found, *self._faults_of_memory()]
+        return [*found, *self._faults_of_connections(), *self._faults_of_budgets(), *self._faults_of_memory()]
 
     def _faults_of_rules(self) -> list[str]:
         if not isinstance(self.rules, Sequence) or isinstance(self.rules, str):
@@ -136,6 +154,35 @@ class Decision:
         return [
             f"reads names {told(key)}, it must name keys, which are texts" for key in self.reads if not _is_text(key)
         ]
+
+    def _faults_of_confidence(self) -> list[str]:
+        least = self.min_confidence
+        if least is None:
+            return []
+        if not is_number(least) or not 0 < least <= 1:
+            return [f"min_confidence is {told(least)}, it must be a number above 0 and at most 1"]
+        if self.choices is None and self.output_type is not bool:
+            return ["min_confidence needs choices or bool: of other answers no probability is known"]
+        return []
+
+    def _faults_of_connections(self) -> list[str]:
+        conn_ids = self.fallback_conn_ids
+        if isinstance(conn_ids, str) or not isinstance(conn_ids, Sequence):
+            return [f"fallback_conn_ids is {told(conn_ids)}, it must be a list of connection ids"]
+        for conn_id in conn_ids:
+            if not _is_text(conn_id):
+                return [f"fallback_conn_ids names {told(conn_id)}, it must name connections, which are texts"]
+        if len(set(conn_ids)) < len(conn_ids) or _is_one_of(self.llm_conn_id, conn_ids):
+            return ["fallback_conn_ids names a connection twice, or the decision's own"]
+        return []
+
+    def _faults_of_budgets(self) -> list[str]:
+        if isinstance(self.budget, str) or not isinstance(self.budget, Budget | Sequence | None):
+            return [f"budget is {told(self.budget)}, it must be a Budget or a list of them"]
+        for budget in self.budgets:
+            if not isinstance(budget, Budget):
+                return [f"budget holds {told(budget)}, it must hold Budgets"]
+        return [f"budget: {fault}" for budget in self.budgets for fault in budget.faults()]
 
     def _faults_of_memory(self) -> list[str]:
         if self.memory is None:

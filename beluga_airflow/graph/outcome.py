@@ -76,18 +76,20 @@ class Identity:
         scope: names the run (dag, run, task, map index) or, where there is a business key, the flow and that key.
         generation: raised by each clear of the task; in records and checkpoints, never in idempotency keys.
         run: names the run where a business key does not: whose generation it is.
+        task: dag, run and task (or task group) that pay for it; empty outside of Airflow.
     """
 
     scope: str
     generation: int = 0
     run: str = ""
+    task: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
-    def of(cls, *parts: object, generation: int = 0, run: str = "") -> Identity:
+    def of(cls, *parts: object, generation: int = 0, run: str = "", task: tuple[str, ...] = ()) -> Identity:
         """An identity from the parts of its name, quoted so that no two lists of parts read the same."""
         # any text is a name, lone surrogates out of somebody's JSON too
         names = (quote(str(part), safe=":+@ ", errors="surrogatepass") for part in parts)
-        return cls(scope="/".join(names), generation=generation, run=run)
+        return cls(scope="/".join(names), generation=generation, run=run, task=task)
 
     def key(self, step: str) -> str:
         """The idempotency key of a step: readable, and at most 200 characters."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook, Connection
 
 from beluga_airflow.errors import BelugaError, InvalidSetting
+from beluga_airflow.graph import Budget
 from beluga_airflow.graph.parts import Guard, fault_of_guard, told
 from beluga_airflow.graph.retry import Retry
 from beluga_airflow.hooks.connections import bounded_number, find_connection, text, whole_number
@@ -32,14 +33,16 @@ class LLMHook(BaseHook):
 
     Args:
         llm_conn_id: a connection of type ``beluga_llm``: the key as its password; provider, model, base_url and timeout
-            (seconds) in its fields, and what makes a breaker and a limit that all who use it share:
+            (seconds) in its fields; structured_output (auto, schema or text) and logprobs (auto, on or off), see
+            ``Endpoint``; and what makes a breaker and a limit that all who use it share:
             failure_threshold and recovery_timeout (seconds); requests_per_minute, tokens_per_minute and
-            concurrent_calls and max_wait (seconds).
+            concurrent_calls and max_wait (seconds); and what all of them may spend: tokens_per_day and
+            dollars_per_day.
         breaker: a ``CircuitBreaker`` in place of the connection's.
         limit: a ``RateLimit`` in place of the connection's.
         retry: asks again; none where a step asks, which has a retry of its own.
-        state: where breaker and limit are kept if they have no store of their own; without it, in the store of
-            ``beluga_state_default``.
+        state: where what is spent is kept, and breaker and limit if they have no store of their own; without it, in the
+            store of ``beluga_state_default``.
         settings: instead of those in force when it connects.
     """
 
@@ -91,6 +94,7 @@ class LLMHook(BaseHook):
                 **chosen,
                 base_url=text(connection, "base_url"),
                 api_key=connection.password or None,
+                **_words(connection),
                 conn_id=self.llm_conn_id,
             )
         except InvalidSetting as error:
@@ -126,15 +130,17 @@ class LLMHook(BaseHook):
         connection = await self.connection()
         client = OpenAIClient(self._endpoint(connection))
         breaker, limit = self._guards(connection)
-        if breaker is None and limit is None and self._retry is None:
+        budget = self._budget(connection)
+        if breaker is None and limit is None and budget is None and self._retry is None:
             return client
         from beluga_airflow.llm.guarded import GuardedModel
 
-        owns_store = self._state is None and (breaker, limit) != (None, None)
+        owns_store = self._state is None and (breaker, limit, budget) != (None, None, None)
         return GuardedModel(
             client,
             breaker=breaker,
             limit=limit,
+            budget=None if budget is None else (budget, self.llm_conn_id),
             retry=self._retry,
             store=await StateHook(settings=self._settings).store() if owns_store else self._state,
             owns_store=owns_store,
@@ -167,6 +173,14 @@ class LLMHook(BaseHook):
         limit = RateLimit(name, **bounds) if bounds else None
         return self._breaker or breaker, self._limit or limit
 
+    @staticmethod
+    def _budget(connection: Connection | None) -> Budget | None:
+        """What the connection says that all who use it may spend in a day."""
+        if connection is None:
+            return None
+        tokens, dollars = whole_number(connection, "tokens_per_day"), bounded_number(connection, "dollars_per_day")
+        return None if tokens is None and dollars is None else Budget(tokens=tokens, dollars=dollars, per="day")
+
     def test_connection(self) -> tuple[bool, str]:
         """Ask the model for one word: whether it answered, and in words what happened."""
         return asyncio.run(self._test())
@@ -177,7 +191,9 @@ class LLMHook(BaseHook):
         try:
             connection = await self.connection()
             endpoint = self._endpoint(connection)
-            self._guards(connection)  # what cannot be used there shows too
+            # what cannot be used there shows too
+            self._guards(connection)
+            self._budget(connection)
             client = OpenAIClient(endpoint)
             try:
                 reply = await client.answer(
@@ -198,3 +214,8 @@ class LLMHook(BaseHook):
             return False, str(error)
         simulated = " (a SIMULATION)" if reply.simulated else ""
         return True, f"model {reply.model!r} of {endpoint.address}{simulated} answered in {reply.seconds:.1f} s"
+
+
+def _words(connection: Connection) -> dict[str, Any]:
+    given = {name: text(connection, name) for name in ("structured_output", "logprobs")}
+    return {name: word for name, word in given.items() if word is not None}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from beluga_airflow.graph import Decision
 from beluga_airflow.llm.client import ModelReply
+from beluga_airflow.llm.offers import offered
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["Misfit", "fitted", "parsed", "schema_of"]
+__all__ = ["Misfit", "fitted", "offered_schema", "parsed", "schema_of"]
 
 REASON = 500
 """Characters of a reason, or of what is wrong with an answer, that are kept."""
@@ -25,6 +27,10 @@ KEPT = frozenset(
 )
 """Keywords that strict schemas may have, besides those that are built here."""
 FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
+
+
+BLOCK = re.compile(r"[^{}`]*```[A-Za-z]*\s*(\{.*\})\s*```[^{}`]*", re.DOTALL)
+"""One block of Markdown with an object in it, and around it words at most."""
 
 
 class Misfit(Exception):  # never leaves this room, where it is an outcome and not an error
@@ -46,6 +52,14 @@ def schema_of(decision: Decision) -> dict[str, Any]:
     }
     if definitions:
         schema["$defs"] = {name: _strict(definition) for name, definition in definitions.items()}
+    return schema
+
+
+def offered_schema(decision: Decision) -> dict[str, Any]:
+    """The schema as it is sent: with the choices as they are offered."""
+    schema = schema_of(decision)
+    if decision.choices is not None:
+        schema["properties"]["answer"]["enum"] = list(offered(decision))
     return schema
 
 
@@ -87,14 +101,38 @@ def parsed(decision: Decision, reply: ModelReply) -> tuple[Any, str | None]:
     """
     if reply.trouble:
         raise Misfit(reply.trouble)
+    texts = offered(decision)
+    bare = reply.content.strip()
+    if texts.get(bare, bare) in decision.labels:
+        return texts.get(bare, bare), None
+    if decision.output_type is bool and bare in ("true", "false"):
+        return bare == "true", None
+    content = _object(bare)
+    answer = content["answer"]
+    reason = content.get("reason") if decision.reason else None
+    if isinstance(answer, str):
+        answer = texts.get(answer, answer)
+    return fitted(decision, answer), _line(reason) if reason else None
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The one object that a text is, or that is in its one block."""
+    block = BLOCK.fullmatch(text)
     try:
-        content = json.loads(reply.content)
+        content = json.loads(block[1] if block else text, object_pairs_hook=_each_once)
     except (ValueError, RecursionError):
         raise Misfit("the answer is not JSON") from None
     if not isinstance(content, dict) or "answer" not in content:
         raise Misfit('the answer is not an object with "answer"')
-    reason = content.get("reason") if decision.reason else None
-    return fitted(decision, content["answer"]), _line(reason) if reason else None
+    return content
+
+
+def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    # of two answers in one object, nobody can say which was meant
+    content = dict(members)
+    if len(content) != len(members):
+        raise Misfit("the answer is not clear: a name comes twice in its JSON")
+    return content
 
 
 def fitted(decision: Decision, answer: Any) -> Any:

@@ -8,20 +8,22 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from beluga_airflow.config import LLMSettings
 from beluga_airflow.errors import InvalidSetting, ModelError, ModelRefused, ModelUnavailable
+from beluga_airflow.graph.parts import told
+from beluga_airflow.llm.abilities import WAYS, completed
+from beluga_airflow.llm.logprobs import Token, tokens_of
 from beluga_airflow.llm.presets import preset
 from beluga_airflow.resilience.bounded import bounded
 
 if TYPE_CHECKING:
     import openai
-    from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 __all__ = ["SIMULATION", "Endpoint", "ModelClient", "ModelReply", "ModelRequest", "OpenAIClient", "Usage"]
 
@@ -31,7 +33,8 @@ SIMULATION = "beluga-simulation"
 """The ``system_fingerprint`` by which the model server of this package owns up."""
 AGAIN = frozenset({408, 409, 429})
 """Status codes below 500 that another attempt may help."""
-
+NEVER_SENT = "ConnectError"
+"""What the HTTP library, whichever it is, calls a connection that was not made."""
 
 WORD = re.compile(r"[A-Za-z_.]{1,60}")
 """A server's codes and parameters; a key or a piece of data does not look like one."""
@@ -48,9 +51,13 @@ class Endpoint:
         api_key: instead of the one in the provider's usual environment variable.
         timeout: seconds for one call.
         conn_id: the connection that says all this, for messages.
+        structured_output: how answers are asked for: by JSON schema (``schema``), in words (``text``), or (``auto``) by
+            schema until the endpoint refuses that.
+        logprobs: whether log-probabilities of choices are asked for: ``on``, ``off``, or (``auto``) until it refuses
+            that.
 
     Raises:
-        InvalidSetting: ``base_url`` is no address of an API.
+        InvalidSetting: ``base_url`` is no address of an API, or one of the others is none of its words.
     """
 
     provider: str = LLMSettings.provider
@@ -59,8 +66,13 @@ class Endpoint:
     api_key: str | None = field(default=None, repr=False)
     timeout: float = LLMSettings.timeout
     conn_id: str | None = None
+    structured_output: str = "auto"
+    logprobs: str = "auto"
 
     def __post_init__(self) -> None:
+        for name, words in WAYS.items():
+            if getattr(self, name) not in words:
+                raise InvalidSetting(f"{name} is {told(getattr(self, name))}, it must be {', '.join(words)}")
         if self.base_url and not _is_address(self.base_url):
             # not the text itself: people put keys there
             raise InvalidSetting(
@@ -80,9 +92,12 @@ class Endpoint:
         Raises:
             InvalidSetting: the provider is unknown, or needs a base URL.
         """
-        address = self.base_url or preset(self.provider).base_url
+        found = preset(self.provider)
+        address = self.base_url or found.base_url
         if not address:
-            raise InvalidSetting(f"model provider {self.provider!r} needs a base_url in {self.owner}")
+            raise InvalidSetting(
+                f"model provider {self.provider!r} needs a base_url in {self.owner}, such as {found.address_form}"
+            )
         return address
 
     @property
@@ -116,12 +131,18 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         return Usage(input=self.input + other.input, output=self.output + other.output)
 
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.input + self.output
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
     """One question to a model: ``messages`` as the chat API has them, and the JSON schema of the answer.
 
-    ``within``: seconds that whoever asks has left; no limit may take longer.
+    ``within``: seconds that whoever asks has left; no limit may take longer. ``timeout``: seconds for the answer, where
+    whoever asks has less than the endpoint's. ``logprobs``: whether log-probabilities are of no use, wanted, or needed.
     """
 
     messages: tuple[Mapping[str, str], ...]
@@ -129,6 +150,8 @@ class ModelRequest:
     max_tokens: int
     model: str | None = None
     within: float | None = field(default=None, compare=False)
+    timeout: float | None = field(default=None, compare=False)
+    logprobs: Literal["no", "wanted", "needed"] = "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +166,8 @@ class ModelReply:
         usage: tokens paid for.
         simulated: whether a simulation answered, not a model.
         seconds: how long it took.
+        connection: the id of the connection that was asked, if it has one.
+        tokens: of the content, where their log-probabilities were reported.
     """
 
     content: str
@@ -152,6 +177,8 @@ class ModelReply:
     usage: Usage
     simulated: bool
     seconds: float
+    connection: str | None = None
+    tokens: tuple[Token, ...] | None = field(default=None, repr=False)
 
 
 class ModelClient(Protocol):
@@ -163,8 +190,13 @@ class ModelClient(Protocol):
         Raises:
             ModelUnavailable: worth another try.
             ModelRefused: not worth another try.
+            InvalidSetting: the connection switches off what the request needs.
             NotNow: a guard before it does not let it through now.
         """
+        ...
+
+    def asks(self, request: ModelRequest) -> tuple[str, str]:
+        """The provider and the model that a request goes to."""
         ...
 
     async def check(self) -> None:
@@ -206,6 +238,9 @@ class OpenAIClient:
             )
         return self._client
 
+    def asks(self, request: ModelRequest) -> tuple[str, str]:
+        return self._endpoint.provider, request.model or self._endpoint.model
+
     async def check(self) -> None:
         import openai
 
@@ -222,26 +257,21 @@ class OpenAIClient:
 
         client = self._opened()
         started = time.monotonic()
+        timeout = min(self._endpoint.timeout, request.timeout or self._endpoint.timeout)
         try:
             # the library's own timeout begins anew with every byte
-            with bounded(self._endpoint.timeout, self._late):
-                completion = await client.chat.completions.create(
-                    model=request.model or self._endpoint.model,
-                    messages=cast("list[ChatCompletionMessageParam]", list(request.messages)),
-                    **cast("Any", {preset(self._endpoint.provider).limit: request.max_tokens}),
-                    response_format={
-                        "type": "json_schema",
-                        "json_schema": {"name": "decision", "strict": True, "schema": dict(request.schema)},
-                    },
-                )
-            return _reply(completion, self._endpoint.provider, time.monotonic() - started)
+            with bounded(timeout, lambda: self._late(timeout)):
+                completion = await completed(client, self._endpoint, request)
+            reply = _reply(completion, self._endpoint.provider, time.monotonic() - started)
+            return replace(reply, connection=self._endpoint.conn_id)
         except openai.OpenAIError as error:
             raise self._translated(error) from None
-        except (ValueError, AttributeError, IndexError, TypeError, RecursionError) as error:
-            # the body was no chat completion: the library hands it on unchecked
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+            # the body was no chat completion
             raise ModelUnavailable(
                 f"{self._who} answered something that is no chat completion ({type(error).__name__}); "
-                "check that its base_url is that of an OpenAI-compatible API"
+                "check that its base_url is that of an OpenAI-compatible API",
+                may_cost=True,
             ) from None
 
     async def close(self) -> None:
@@ -256,8 +286,9 @@ class OpenAIClient:
             asked += f", {self._endpoint.owner}"
         return f"the model endpoint {self._address} ({asked})"
 
-    def _late(self) -> ModelUnavailable:
-        return ModelUnavailable(f"{self._who} did not answer within {self._endpoint.timeout:g} s")
+    def _late(self, timeout: float | None = None) -> ModelUnavailable:
+        seconds = self._endpoint.timeout if timeout is None else timeout
+        return ModelUnavailable(f"{self._who} did not answer within {round(seconds, 2):g} s", may_cost=True)
 
     def _translated(self, error: openai.OpenAIError) -> ModelError:
         # never the server's own message: it may repeat the key, the question or the data
@@ -268,8 +299,11 @@ class OpenAIClient:
         if isinstance(error, openai.APIStatusError):
             return self._of_status(error)
         if isinstance(error, openai.APIConnectionError):
-            return ModelUnavailable(f"{self._who} cannot be reached or broke off; check base_url and that it is up")
-        return ModelUnavailable(f"{self._who} answered something unreadable ({type(error).__name__})")
+            return ModelUnavailable(
+                f"{self._who} cannot be reached or broke off; check base_url and that it is up",
+                may_cost=type(error.__cause__).__name__ != NEVER_SENT,
+            )
+        return ModelUnavailable(f"{self._who} answered something unreadable ({type(error).__name__})", may_cost=True)
 
     def _of_status(self, error: openai.APIStatusError) -> ModelError:
         status, headers = error.status_code, error.response.headers
@@ -288,27 +322,29 @@ class OpenAIClient:
         return ModelRefused(f"{said}: it refuses the request{f' over {parameter}' if parameter else ''}")
 
 
-def _reply(completion: ChatCompletion, provider: str, seconds: float) -> ModelReply:
-    choice = completion.choices[0]
-    content = choice.message.content
+def _reply(completion: Any, provider: str, seconds: float) -> ModelReply:
+    choice = completion["choices"][0]
+    message, ended = choice["message"], choice.get("finish_reason")
+    content = message.get("content")
     trouble = None
-    if choice.message.refusal:
+    if message.get("refusal"):
         trouble = "the model refused to answer"
-    elif choice.finish_reason == "content_filter":
+    elif ended == "content_filter":
         trouble = "a content filter stopped the answer"
-    elif choice.finish_reason == "length":
+    elif ended == "length":
         trouble = "the answer was cut off at max_tokens"
     elif not content:
         trouble = "the answer is empty"
-    usage = completion.usage
+    usage = completion.get("usage") or {}
     return ModelReply(
         content="" if trouble else str(content),
         trouble=trouble,
-        model=str(completion.model or "unknown"),
+        model=str(completion.get("model") or "unknown"),
         provider=provider,
-        usage=Usage(input=_count(usage.prompt_tokens), output=_count(usage.completion_tokens)) if usage else Usage(),
-        simulated=str(completion.system_fingerprint).startswith(SIMULATION),
+        usage=Usage(input=_count(usage.get("prompt_tokens")), output=_count(usage.get("completion_tokens"))),
+        simulated=str(completion.get("system_fingerprint")).startswith(SIMULATION),
         seconds=seconds,
+        tokens=None if trouble else tokens_of(choice.get("logprobs")),
     )
 
 
@@ -322,7 +358,7 @@ def _is_address(base_url: str) -> bool:
 
 
 def _count(tokens: object) -> int:
-    # the library checks no types, and endpoints differ
+    # endpoints differ
     return tokens if isinstance(tokens, int) and tokens > 0 else 0
 
 

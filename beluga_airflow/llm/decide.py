@@ -7,21 +7,24 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from beluga_airflow.errors import ModelUnavailable, NotNow, Undecided
+from beluga_airflow.errors import BudgetSpent, ModelUnavailable, NotNow, Undecided
 from beluga_airflow.graph import Decision
-from beluga_airflow.llm.answers import Misfit, fitted, parsed, schema_of
+from beluga_airflow.llm.answers import Misfit, fitted, offered_schema, parsed, schema_of
+from beluga_airflow.llm.budget import reserved
 from beluga_airflow.llm.client import ModelClient, ModelReply, ModelRequest, Usage
-from beluga_airflow.llm.guarded import estimated_tokens
+from beluga_airflow.llm.confidence import Confidence, check_sure, confidence_of, logprobs_for
+from beluga_airflow.llm.estimate import estimated
+from beluga_airflow.llm.failover import Until, first_answer
 from beluga_airflow.llm.memory import Conversation
 from beluga_airflow.llm.prices import cost_usd
 from beluga_airflow.llm.prompt import messages_of, misfit_message
+from beluga_airflow.llm.purse import Purse
 from beluga_airflow.resilience.bounded import bounded
-from beluga_airflow.resilience.calling import WAITING
 from beluga_airflow.state import StateStore
 
 if TYPE_CHECKING:
@@ -43,10 +46,13 @@ class DecisionRecord:
         answer: one of the choices, or a value of the output type, as JSON.
         decided_by: ``rule``, ``model`` or ``fallback``.
         reason: the model's, the rule's number, or why the fallback was taken.
-        model, provider: who answered; None where no model did.
+        confidence: in the model's answer, at most 1; None where that is no choice, or its endpoint does not report it.
+        probabilities: of the choices that the endpoint reported, by name.
+        proposed: the model's answer where it was not sure enough of it.
+        model, provider, connection: who answered; None where no model did.
         simulated: whether a simulation answered in place of a model.
         tokens: paid for, over all calls: ``{"input": ..., "output": ...}``.
-        cost_usd: by the public price list; None where it does not know the model.
+        cost_usd: of them, by the public price list; None where it does not know a model.
         calls: how often the model was asked.
         attempt: the attempt of the step that came to the answer.
         latency_ms: from the first call to the answer.
@@ -56,9 +62,13 @@ class DecisionRecord:
     answer: Any
     decided_by: str
     reason: str | None
+    confidence: float | None = None
+    probabilities: dict[str, float] | None = None
+    proposed: Any = None
     fingerprint: str
     model: str | None = None
     provider: str | None = None
+    connection: str | None = None
     simulated: bool = False
     tokens: dict[str, int]
     cost_usd: float | None = 0.0
@@ -78,9 +88,14 @@ class _Bill:
     started: float
     usage: Usage = field(default_factory=Usage)
     calls: int = 0
+    cost: float | None = 0.0
     reply: ModelReply | None = None
+    proposed: Any = None
+    sure: Confidence | None = None
 
     def add(self, reply: ModelReply) -> None:
+        cost = cost_usd(reply.usage, provider=reply.provider, model=reply.model)
+        self.cost = None if cost is None or self.cost is None else self.cost + cost
         self.usage += reply.usage
         self.calls += 1
         self.reply = reply
@@ -93,10 +108,13 @@ class _Bill:
             "tokens": tokens,
             "model": self.reply.model,
             "provider": self.reply.provider,
+            "connection": self.reply.connection,
             "simulated": self.reply.simulated,
-            "cost_usd": cost_usd(self.usage, provider=self.reply.provider, model=self.reply.model),
+            "cost_usd": self.cost,
             "calls": self.calls,
             "latency_ms": round((time.monotonic() - self.started) * 1000),
+            "confidence": self.sure and self.sure.value,
+            "probabilities": self.sure and self.sure.probabilities,
         }
 
 
@@ -112,6 +130,7 @@ async def decide(
     timeout: float | None = None,
     conversation: Conversation | None = None,
     guard: Callable[..., AbstractAsyncContextManager[Booking | None]] | None = None,
+    purses: Sequence[Purse] = (),
 ) -> DecisionRecord:
     """Come to an answer, once: what is on record under ``key`` for the same question and data is not paid again.
 
@@ -126,11 +145,13 @@ async def decide(
         timeout: seconds for asking the model, reprompts included; no answer by then is a model that cannot be reached.
         conversation: that the decision belongs to; the model sees its earlier turns, and the decision becomes one.
         guard: what asking the model has to go past, with so many ``tokens``; waiting there takes of ``timeout``.
+        purses: what is left of the decision's budgets.
 
     Raises:
         Undecided: no answer that fits, and no fallback.
         ModelUnavailable: the endpoint cannot answer now, and there is another attempt or no fallback.
         NotNow: a guard does not let the model be asked now, and there is another attempt or no fallback.
+        BudgetSpent: too little is left, and there is no fallback.
         ModelRefused: the endpoint refuses the key or the request.
         StateUnavailable: the record cannot be read or written.
     """
@@ -142,7 +163,7 @@ async def decide(
         record = DecisionRecord(**kept)
     else:
         owes = conversation is not None
-        record = await _come_to(decision, data, fingerprint, attempt, last, timeout, model, conversation, guard)
+        record = await _come_to(decision, data, fingerprint, attempt, last, timeout, model, conversation, guard, purses)
         await state.set(name, record.to_json() | ({OWES_TURN: True} if owes else {}))
     if owes and conversation is not None:
         await conversation.add(decision.question, data, _turn_of(record))
@@ -161,30 +182,33 @@ async def _come_to(
     model: Callable[[str | None], Awaitable[ModelClient]],
     conversation: Conversation | None,
     guard: Callable[..., AbstractAsyncContextManager[Booking | None]] | None,
+    purses: Sequence[Purse],
 ) -> DecisionRecord:
     if (record := _by_rule(decision, data, fingerprint, attempt)) is not None:
         return record
     earlier = await conversation.earlier() if conversation is not None else []
     request = ModelRequest(
         messages=tuple(messages_of(decision, data, earlier)),
-        schema=schema_of(decision),
+        schema=offered_schema(decision),
         max_tokens=decision.max_tokens,
         model=decision.model,
+        logprobs=logprobs_for(decision),
     )
     bill = _Bill(started=time.monotonic())
     try:
-        async with nullcontext() if guard is None else guard(tokens=estimated_tokens(request)) as booking:
+        async with nullcontext() if guard is None else guard(tokens=estimated(request).total) as booking:
             try:
                 with bounded(timeout and timeout - (booking.waited if booking else 0.0), lambda: _too_slow(timeout)):
-                    return await _by_model(decision, request, fingerprint, attempt, model, bill, timeout)
+                    return await _by_model(decision, request, fingerprint, attempt, last, timeout, model, bill, purses)
             except Misfit as misfit:
                 answered = misfit  # which is no failure of what the guards are there for
             finally:
                 if booking is not None and bill.usage != Usage():
-                    booking.settle(bill.usage.input + bill.usage.output)
+                    booking.settle(bill.usage.total)
         raise answered
     except (ModelUnavailable, NotNow) as error:
-        if not last or decision.when_uncertain != "fallback":
+        is_uncertain = last or isinstance(error, BudgetSpent)  # which no other attempt would find otherwise
+        if not is_uncertain or decision.when_uncertain != "fallback":
             raise
         return _by_fallback(decision, data, fingerprint, attempt, bill, str(error))
     except Misfit as misfit:
@@ -228,15 +252,34 @@ async def _by_model(
     request: ModelRequest,
     fingerprint: str,
     attempt: int,
+    last: bool,
+    timeout: float | None,
     model: Callable[[str | None], Awaitable[ModelClient]],
     bill: _Bill,
-    timeout: float | None,
+    purses: Sequence[Purse],
 ) -> DecisionRecord:
-    client = await model(decision.llm_conn_id)
+    async def ask(client: ModelClient, request: ModelRequest, until: Until) -> DecisionRecord:
+        return await _by_client(decision, request, fingerprint, attempt, client, bill, until, purses)
+
+    until = Until(moment=timeout and bill.started + timeout)
+    return await first_answer(decision, request, model, ask, until=until, last=last)
+
+
+async def _by_client(
+    decision: Decision,
+    request: ModelRequest,
+    fingerprint: str,
+    attempt: int,
+    client: ModelClient,
+    bill: _Bill,
+    until: Until,
+    purses: Sequence[Purse],
+) -> DecisionRecord:
     for asked in range(decision.max_reprompts + 1):
-        reply = await client.answer(
-            replace(request, within=timeout and WAITING * max(0.0, timeout - (time.monotonic() - bill.started)))
-        )
+        async with reserved(purses, client, until.of(request)) as reservation:
+            reply = await client.answer(until.of(request))
+            if reservation is not None:
+                reservation.settle(reply)
         bill.add(reply)
         try:
             answer, reason = parsed(decision, reply)
@@ -246,6 +289,8 @@ async def _by_model(
             log.info("a decision's answer does not fit (%s), asking again", misfit)
             request = replace(request, messages=(*request.messages, *misfit_message(reply.content, str(misfit))))
             continue
+        bill.proposed, bill.sure = answer, confidence_of(decision, answer, reply)
+        check_sure(decision, bill.sure)
         return DecisionRecord(
             answer=answer,
             decided_by="model",
@@ -266,6 +311,7 @@ def _by_fallback(
         answer=_own(decision, answer),
         decided_by="fallback",
         reason=why,
+        proposed=bill.proposed,
         fingerprint=fingerprint,
         attempt=attempt,
         **bill.entries(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
@@ -14,36 +13,21 @@ from typing import Any
 from beluga_airflow.errors import InvalidInput, StateError
 from beluga_airflow.graph import Identity, Memory
 from beluga_airflow.graph.retry import is_whole
+from beluga_airflow.llm.estimate import PER_MESSAGE, tokens
 from beluga_airflow.llm.prompt import Exchange, exchanged, json_text
 from beluga_airflow.state import StateStore, Versioned
 
-__all__ = ["Conversation", "Turn", "tokens"]
+__all__ = ["Conversation", "Turn"]
 
 log = logging.getLogger(__name__)
 
 KEY_LENGTH = 200
 """Characters that a conversation's key may have."""
 LEFT_OUT = "(left out: too long)"
-PER_MESSAGE = 6
-"""Tokens that a message costs beside its text: OpenAI's own count is 4, other chat formats take 5."""
 WIDEST = "0" * 16
 """The boundary that is estimated at most."""
-WORD = re.compile(r" ?[A-Za-z]+")
 BACK_OFF = 0.02
 """Seconds, at most, before a swap that somebody else was faster with is tried again."""
-
-
-def tokens(text: str) -> int:
-    """About how many tokens a model reads in a text, rather too many than too few.
-
-    Every model counts in its own way, and none of their tokenizers is at hand. All of them can write any byte as one
-    token, so that a text never has more tokens than bytes; they differ in what they merge. Merged here are only the
-    letters of a word, two to a token, with the space before it: in English words it is four or five, in random letters
-    about two. So digits, punctuation and the escapes of other scripts count fully, and English JSON about twice.
-    """
-    words = WORD.findall(text)
-    merged = sum(len(word) - (len(word.lstrip(" ")) + 1) // 2 for word in words)
-    return len(text.encode(errors="surrogatepass")) - merged
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,10 @@ class ScriptedModel:
             return answer
         return reply(json.dumps({"answer": answer, "reason": "scripted"}))
 
+    def asks(self, request: ModelRequest) -> tuple[str, str]:
+        """As `reply` has it."""
+        return "simulated", request.model or "scripted"
+
     async def check(self) -> None:
         """It lets everybody in."""
 

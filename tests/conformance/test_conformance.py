@@ -28,6 +28,7 @@ ENDS_NO_FLOW = {
     errors.StateUnavailable: "the store is gone: see the tests of checkpoints and decisions",
     errors.NotNow: "the root of those of guards",
     errors.BreakerOpen: "it tells the time: tests/resilience/test_steps.py has it on every runtime",
+    errors.BudgetSpent: "it tells the time: tests/llm/test_budget.py has it",
     errors.LimitReached: "it tells the time: tests/resilience/test_steps.py has it on every runtime",
     errors.TemporalError: "the server refuses: see the tests of Temporal",
     errors.TemporalUnavailable: "the server is gone: see the tests of Temporal",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,15 @@ async def test_an_empty_password_is_no_key(connections: Connections, monkeypatch
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"provider": "opnai"}, "connection 'own': unknown model provider 'opnai'; known are openai, azure, anthropic"),
+        ({"provider": "opnai"}, "connection 'own': unknown model provider 'opnai': did you mean 'openai'?"),
         ({"provider": "azure"}, "model provider 'azure' needs a base_url in connection 'own'"),
         ({"timeout": "soon"}, "timeout of connection 'own' is 'soon', it must be a number above 0"),
         ({"timeout": 0}, "timeout of connection 'own' is '0'"),
+        (
+            {"structured_output": "json"},
+            "connection 'own': structured_output is 'json', it must be auto, schema, text",
+        ),
+        ({"logprobs": True}, "connection 'own': logprobs is 'True', it must be auto, on, off"),
         (
             {"base_url": f"https://u:{SECRET}@h/v1"},
             "connection 'own': the base_url for model provider 'simulated' cannot be used",
@@ -126,6 +132,26 @@ async def test_the_client_asks_where_the_connection_leads(
     await client.close()
     assert (reply.model, reply.simulated, model_server.calls) == ("gpt-4.1", True, 1)
     hush(client, reply)
+
+
+async def test_a_connection_says_what_its_endpoint_can_do(connections: Connections, model_server: ModelServer) -> None:
+    connections["own"] = llm(model_server, structured_output="text", logprobs="off")
+    endpoint = await LLMHook("own").endpoint()
+    assert (endpoint.structured_output, endpoint.logprobs) == ("text", "off")
+    client = await LLMHook("own").client()
+    await client.answer(replace(ASK, logprobs="wanted"))
+    with pytest.raises(
+        InvalidSetting, match="connection 'own' has logprobs switched off, and a decision with min_conf"
+    ):
+        await client.answer(replace(ASK, logprobs="needed"))
+    await client.close()
+    (request,) = model_server.requests
+    assert not {"response_format", "logprobs", "top_logprobs"} & request.keys()
+    worked, _ = await asyncio.to_thread(LLMHook("own").test_connection)
+    assert worked
+    connections["own"] = llm(model_server)
+    endpoint = await LLMHook("own").endpoint()
+    assert (endpoint.structured_output, endpoint.logprobs) == ("auto", "auto")
 
 
 # guards that all who use the connection share

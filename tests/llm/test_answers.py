@@ -278,6 +278,77 @@ def test_content_that_is_no_answer(content: str) -> None:
     assert misfit(decision(), content).startswith("the answer is not")
 
 
+VERDICT_TEXT = json.dumps({"answer": "yes", "reason": "so"})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (f"\n {VERDICT_TEXT} ", "so"),
+        (f"```json\n{VERDICT_TEXT}\n```", "so"),
+        (f"```{VERDICT_TEXT}```", "so"),
+        (f"It is clear:\n\n```JSON\n{VERDICT_TEXT}\n```\nAs asked.", "so"),
+        ('{"answer": "A: yes", "reason": "```{"}', "```{"),
+        ("yes", None),
+        (" yes\n", None),
+        ("A: yes", None),
+    ],
+)
+def test_the_forms_of_an_answer_in_words(content: str, reason: str | None) -> None:
+    assert parsed(decision(), reply(content)) == ("yes", reason)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"It is clear: {VERDICT_TEXT}",
+        f"{VERDICT_TEXT} As asked.",
+        f"{VERDICT_TEXT}\n{VERDICT_TEXT}",
+        f"```\n{VERDICT_TEXT}\n{VERDICT_TEXT}\n```",
+        f"```\n{VERDICT_TEXT}\n```\n```\n{VERDICT_TEXT}\n```",
+        f"```\nno\n```\n```\n{VERDICT_TEXT}\n```",
+        f'{{"answer": "no"}} ```{VERDICT_TEXT}```',
+        f'```{VERDICT_TEXT}``` or {{"answer": "no"}}',
+        f"```{VERDICT_TEXT}",
+        f"[{VERDICT_TEXT}]",
+        "```yes```",
+        '{"answer": "yes", "answer": "no"}',
+        '{"answer": "yes", "reason": {"x": 1, "x": 2}}',
+        '"yes"',
+        "yes.",
+        "Yes",
+        "A",
+        "B: yes",
+        "A: no",
+        "A:yes",
+        "yes no",
+        "answer: yes",
+        "true",
+    ],
+)
+def test_nothing_else_is_an_answer_in_words(content: str) -> None:
+    assert misfit(decision(), content).startswith("the answer is n")
+
+
+def test_bool_may_be_bare() -> None:
+    assert parsed(decision(bool), reply(" true\n")) == (True, None)
+    assert parsed(decision(bool), reply("false")) == (False, None)
+    for content in ("True", "1", '"true"', "yes", "null"):
+        assert misfit(decision(bool), content).startswith("the answer is not")
+    assert misfit(decision(int), "7").startswith("the answer is not an object")
+
+
+def test_much_that_is_nearly_a_block_is_no_trouble() -> None:
+    for content in (
+        "```" * 50_000,
+        "```{" + "} " * 50_000,
+        "```{" + "}``" * 30_000,
+        "x" * 200_000,
+        " " * 200_000 + "{",
+    ):
+        assert misfit(decision(), content).startswith("the answer is n")
+
+
 def test_what_the_client_found_wrong_is_said() -> None:
     with pytest.raises(Misfit, match=r"^the model refused to answer$"):
         parsed(decision(), reply("", trouble="the model refused to answer"))

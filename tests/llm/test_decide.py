@@ -11,7 +11,14 @@ import pytest
 from pydantic import BaseModel, Field
 
 from beluga_airflow import Decision
-from beluga_airflow.errors import ModelError, ModelRefused, ModelUnavailable, StateUnavailable, Undecided
+from beluga_airflow.errors import (
+    InvalidSetting,
+    ModelError,
+    ModelRefused,
+    ModelUnavailable,
+    StateUnavailable,
+    Undecided,
+)
 from beluga_airflow.llm.client import ModelClient, OpenAIClient
 from beluga_airflow.llm.decide import DecisionRecord, decide
 from beluga_airflow.llm.model_server import ModelServer
@@ -381,6 +388,113 @@ async def test_what_was_paid_before_an_outage_is_on_the_bill(desk: Desk, model_s
     record = await desk.decide(handling(fallback="standard"))
     assert (record.decided_by, record.calls) == ("fallback", 1)
     assert record.tokens["input"] > 0
+
+
+# how sure the model was
+
+UNSURE = [{"probabilities": {"expedite": 0.62, "standard": 0.38}, "reason": "so"}]
+BELOW = "the answer has a confidence of 0.62, below the min_confidence of 0.8"
+
+
+async def test_a_decision_says_how_sure_the_model_was(client_of: ClientFactory) -> None:
+    async with ModelServer(rules=UNSURE) as server:
+        desk = Desk(client_of(server), open_store("memory://"))
+        record = await desk.decide(handling(min_confidence=0.6))
+        assert (record.answer, record.decided_by, record.reason, record.proposed) == ("expedite", "model", "so", None)
+        assert record.confidence == pytest.approx(0.62, abs=1e-6)
+        assert record.probabilities == pytest.approx({"expedite": 0.62, "standard": 0.38}, abs=1e-6)
+        assert await desk.state.get("beluga/decisions/run/step@0") == record.to_json()
+        # the bound is no part of the question
+        assert await desk.decide(handling(min_confidence=0.9)) == record
+        assert server.calls == 1
+
+
+async def test_less_sure_than_asked_for_is_uncertain(client_of: ClientFactory) -> None:
+    async with ModelServer(rules=UNSURE) as server:
+        desk = Desk(client_of(server), open_store("memory://"))
+        unsure = handling(min_confidence=0.8, fallback="standard")
+        # at the first attempt already, and not asked again
+        record = await desk.decide(unsure, last=False)
+        assert (record.answer, record.decided_by, record.reason) == ("standard", "fallback", BELOW)
+        assert (record.proposed, record.calls, record.model) == ("expedite", 1, "gpt-4o")
+        assert record.confidence == pytest.approx(0.62, abs=1e-6)
+        assert record.probabilities == pytest.approx({"expedite": 0.62, "standard": 0.38}, abs=1e-6)
+        assert await desk.decide(unsure) == record
+        assert server.calls == 1
+
+
+@pytest.mark.parametrize("more", [{}, {"fallback": "standard", "on_uncertain": "fail"}])
+async def test_less_sure_without_a_fallback_is_an_error(client_of: ClientFactory, more: dict[str, Any]) -> None:
+    async with ModelServer(rules=UNSURE) as server:
+        desk = Desk(client_of(server), open_store("memory://"))
+        error = await desk.error(handling(min_confidence=0.8, **more), last=False)
+    assert type(error) is Undecided
+    assert str(error) == f"the model came to no answer that fits: {BELOW}; ask more clearly or give a fallback"
+
+
+@pytest.mark.parametrize("logprobs", ["none", "refused"])
+async def test_where_nobody_says_how_sure_it_was(client_of: ClientFactory, logprobs: str) -> None:
+    async with ModelServer(rules={"endpoint": {"logprobs": logprobs}, "rules": UNSURE}) as server:
+        desk = Desk(client_of(server), open_store("memory://"))
+        record = await desk.decide(handling())
+        assert (record.answer, record.confidence, record.probabilities) == ("expedite", None, None)
+        uncertain = await desk.decide(handling(min_confidence=0.1, fallback="standard"), key="another")
+        assert (uncertain.answer, uncertain.decided_by, uncertain.proposed) == ("standard", "fallback", "expedite")
+        assert str(uncertain.reason).startswith("how sure the model was is not known, since the endpoint reported no")
+        assert server.calls == 2 + (logprobs == "refused")
+    with pytest.raises(Undecided, match="how sure the model was is not known"):
+        async with ModelServer(rules={"endpoint": {"logprobs": logprobs}, "rules": UNSURE}) as server:
+            await Desk(client_of(server), open_store("memory://")).decide(handling(min_confidence=0.1))
+
+
+async def test_where_nobody_is_allowed_to_ask_how_sure_it_was(
+    model_server: ModelServer, client_of: ClientFactory
+) -> None:
+    desk = Desk(client_of(model_server, logprobs="off"), open_store("memory://"))
+    with pytest.raises(InvalidSetting, match="logprobs switched off, and a decision with min_confidence needs them"):
+        await desk.decide(handling(min_confidence=0.1, fallback="standard"))
+    assert model_server.calls == 0
+    assert (await desk.decide(handling())).confidence is None
+
+
+@pytest.mark.parametrize("wording", ["answer", "json", "block", "prose"])
+async def test_an_endpoint_without_json_schema(client_of: ClientFactory, wording: str) -> None:
+    for json_schema in ("refused", "ignored"):
+        rules = {"endpoint": {"json_schema": json_schema, "without_schema": wording}, "rules": RULES}
+        async with ModelServer(rules=rules) as server:
+            desk = Desk(client_of(server), open_store("memory://"))
+            record = await desk.decide(handling(fallback="standard"))
+            refused = json_schema == "refused"
+            if wording == "prose":
+                assert (record.decided_by, record.reason) == ("fallback", "the answer is not JSON")
+                assert server.calls == 2 + refused
+            else:
+                assert (record.answer, record.decided_by, record.calls) == ("expedite", "model", 1)
+                assert record.reason == (None if wording == "answer" else "gold goes first")
+                assert record.confidence == pytest.approx(1.0)
+                assert server.calls == 1 + refused
+            system = server.requests[-1]["messages"][0]["content"]
+            assert ('"enum": ["A: expedite", "B: standard"]' in system) is refused
+
+
+async def test_a_model_without_json_schema(client_of: ClientFactory) -> None:
+    answer = {"level": "high", "score": 0.5, "notes": ["a"]}
+    for wording in ("json", "block"):
+        rules = {"endpoint": {"json_schema": "refused", "without_schema": wording}, "rules": [{"answer": answer}]}
+        async with ModelServer(rules=rules) as server:
+            desk = Desk(client_of(server), open_store("memory://"))
+            record = await desk.decide(handling(choices=None, output_type=Verdict))
+            assert (record.answer, record.decided_by, server.calls) == (answer, "model", 2)
+
+
+async def test_a_record_of_before_is_found(desk: Desk, model_server: ModelServer) -> None:
+    now = (await desk.decide(handling())).to_json()
+    for later in ("confidence", "probabilities", "proposed", "connection"):
+        del now[later]
+    await desk.state.set("beluga/decisions/old", now)
+    record = await desk.decide(handling(), key="old")
+    assert (record.answer, record.confidence, record.probabilities, record.proposed) == ("expedite", None, None, None)
+    assert model_server.calls == 1
 
 
 # the fallback

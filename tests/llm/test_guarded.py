@@ -11,7 +11,8 @@ import pytest
 from beluga_airflow import CircuitBreaker, RateLimit, Retry
 from beluga_airflow.errors import BreakerOpen, LimitReached, ModelRefused, ModelUnavailable
 from beluga_airflow.llm.client import ModelClient, ModelRequest
-from beluga_airflow.llm.guarded import GuardedModel, estimated_tokens
+from beluga_airflow.llm.estimate import estimated, tokens
+from beluga_airflow.llm.guarded import GuardedModel
 from beluga_airflow.llm.model_server import ModelServer
 from beluga_airflow.resilience.breaker import breakers
 from beluga_airflow.resilience.limits import limits
@@ -107,7 +108,7 @@ async def test_requests_are_limited(model_server: ModelServer, client_of: Client
 async def test_tokens_are_settled_as_the_reply_says(model_server: ModelServer, client_of: ClientFactory) -> None:
     model, store = guarded(client_of(model_server), limit=RateLimit("m", tokens_per_minute=10_000))
     asked = replace(ASK, max_tokens=5_000)
-    assert estimated_tokens(asked) > 5_000
+    assert estimated(asked).total > 5_000
     for _ in range(3):
         await model.answer(asked)
     used = [await client_of(model_server).answer(asked)] * 3
@@ -122,18 +123,17 @@ async def test_a_reply_that_tells_no_usage_cost_its_estimate() -> None:
         ScriptedModel([reply('{"answer": true}', usage=Usage())]), limit=RateLimit("m", tokens_per_minute=10_000)
     )
     await model.answer(ASK)
-    assert [found.tokens for found in await limits(store)] == [estimated_tokens(ASK)]
+    assert [found.tokens for found in await limits(store)] == [estimated(ASK).total]
 
 
-def test_the_estimate_is_a_token_for_four_bytes_and_the_longest_answer() -> None:
-    bare = estimated_tokens(ASK)
-    assert estimated_tokens(replace(ASK, max_tokens=105)) == bare + 100
-    longer = ({"role": "user", "content": "hello" + "x" * 400},)
-    assert estimated_tokens(replace(ASK, messages=longer)) == bare + 100
-    accents = ({"role": "user", "content": "hello" + "é" * 200},)
-    assert estimated_tokens(replace(ASK, messages=accents)) == bare + 100
-    halves = ({"role": "user", "content": "hello\ud800"},)
-    assert bare <= estimated_tokens(replace(ASK, messages=halves)) <= bare + 1
+def test_the_estimate_has_all_of_the_text_and_the_longest_answer() -> None:
+    bare = estimated(ASK)
+    assert bare.output == 5
+    assert estimated(replace(ASK, max_tokens=105)).total == bare.total + 100
+    for more in ("x" * 400, "\u00e9" * 200, "\ud800", "{}" * 50):
+        longer = ({"role": "user", "content": "hello" + more},)
+        assert estimated(replace(ASK, messages=longer)).input - bare.input in range(tokens(more) - 1, tokens(more) + 2)
+    assert estimated(replace(ASK, schema={})).input < bare.input
 
 
 async def test_the_rest_is_the_clients() -> None:

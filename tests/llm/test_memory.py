@@ -21,7 +21,8 @@ from beluga_airflow.errors import MissingKey, StateError, StateUnavailable, Unde
 from beluga_airflow.graph import Identity
 from beluga_airflow.llm.client import ModelClient
 from beluga_airflow.llm.decide import DecisionRecord, decide
-from beluga_airflow.llm.memory import PER_MESSAGE, Conversation, Turn, tokens
+from beluga_airflow.llm.estimate import PER_MESSAGE, tokens
+from beluga_airflow.llm.memory import Conversation, Turn
 from beluga_airflow.llm.model_server import ModelServer
 from beluga_airflow.llm.prompt import messages_of
 from beluga_airflow.state import StateStore, open_store

@@ -33,7 +33,8 @@ def test_what_the_model_is_told() -> None:
     assert boundary is not None
     assert user["content"] == (
         "How should this order be handled?\n\n"
-        "Choices:\n- expedite: ship today, costs us a courier\n- standard: the normal queue\n- hold\n\n"
+        "Choices: the answer is one of them, as it is quoted here.\n"
+        '- "A: expedite": ship today, costs us a courier\n- "B: standard": the normal queue\n- "C: hold"\n\n'
         f'<<<DATA {boundary[1]}>>>\n{{"order_value": 250.0, "tier": "gold"}}\n<<<END {boundary[1]}>>>'
     )
     assert f"begins with <<<DATA {boundary[1]}>>> and ends with <<<END {boundary[1]}>>>" in system["content"]
