@@ -38,6 +38,8 @@ async def watched(store: StateStore) -> AsyncIterator[Told]:
 def told_in(file: Path) -> Told:
     """All that was ever written into a SQLite store."""
     with closing(sqlite3.connect(file)) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'change'").fetchone():
+            return []  # who was to write was killed before
         rows = db.execute("SELECT key, value FROM change WHERE key LIKE ? ORDER BY version", (f"{FLOWS}%",)).fetchall()
     return [_known(key, json.loads(value)) for key, value in rows]
 

@@ -52,7 +52,7 @@ async def test_the_model_is_that_of_the_settings(
 ) -> None:
     from beluga_airflow.llm.presets import PRESETS, Preset
 
-    monkeypatch.setitem(PRESETS, "simulated", Preset(base_url=model_server.base_url, key_variable=None))
+    monkeypatch.setitem(PRESETS, "simulated", Preset(base_url=model_server.base_url, key_variable=None, docs=""))
     settings = load_settings(config_file("llm: {provider: simulated, model: gpt-4.1}"))
     result = await run(asking(), {"tier": "gold"}, settings=settings)
     assert result.decisions["handling"]["model"] == "gpt-4.1"

@@ -232,14 +232,14 @@ async def test_out_of_time_at_the_limit_of_its_model_is_no_failure_of_the_model(
 
 async def test_the_tokens_of_a_decision_are_estimated_and_settled() -> None:
     store = MemoryStore()
-    flow = deciding(limit=RateLimit("shop", tokens_per_minute=1_000, max_wait=0))
+    flow = deciding(limit=RateLimit("shop", tokens_per_minute=3_000, max_wait=0))
     for x, tokens in ((1, 40), (2, 60)):
         model = ScriptedModel([reply('{"answer": "left", "reason": "so"}', usage=Usage(input=tokens - 10, output=10))])
         assert (await once(flow, inputs={"x": x}, model=model, state=store)).output == {"way": "left"}
     assert (await limits(store))[0].tokens == 100
     # the next is estimated at its longest answer, 500 tokens, and more
-    async with RateLimit("shop", tokens_per_minute=1_000, max_wait=0).guard(store, tokens=500):
-        with pytest.raises(LimitReached, match="1000 tokens a minute"):
+    async with RateLimit("shop", tokens_per_minute=3_000, max_wait=0).guard(store, tokens=2_500):
+        with pytest.raises(LimitReached, match="3000 tokens a minute"):
             await once(flow, inputs={"x": 3}, state=store, last=False)
 
 
