@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from beluga_airflow.execute.status import FLOWS, KEPT, SILENT, RunStatus
+from beluga_airflow.execute.checkpoints import KEPT
+from beluga_airflow.execute.status import FLOWS, SILENT, RunStatus
 from beluga_airflow.graph import FlowResult
 from beluga_airflow.state import StateStore
 

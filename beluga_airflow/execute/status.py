@@ -14,6 +14,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Literal
 
 from beluga_airflow.errors import BelugaError
+from beluga_airflow.execute.checkpoints import KEPT
 from beluga_airflow.graph import FlowResult, Identity
 from beluga_airflow.graph.progress import Progress
 from beluga_airflow.graph.shape import RESULT
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 FLOWS = "beluga/flows/"
 """What the keys of all flow runs begin with."""
-KEPT = 30 * 86_400.0
-"""Seconds that an entry stays after it was written last."""
 PACE = 0.5
 """Seconds between two writes of what steps do."""
 BEAT = 10.0
